@@ -1,0 +1,177 @@
+"""SGD and GD on the diagonal linear network h(x) = ⟨u∘v, x⟩, batched over schedules × seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nets.diagonal_torch import LiteralEngine, MultiplicativeEngine
+from nets.sampling import BatchStream, LabelNoiseStream
+from nets.update import Update
+from theory import observables
+from theory.diagonal import DiagonalState
+from theory.minibatch import Minibatch
+from theory.problem import Regression
+from theory.schedule import Schedule, stack_step_sizes
+from theory.trajectory import Probe, Recorder, Trajectory
+
+BLOCK = 1024
+EngineName = Literal["auto", "compiled", "multiplicative", "literal"]
+
+
+def initial_state(problem: Regression, u0: float | Tensor = 0.1, v0: float | Tensor = 0.0) -> DiagonalState:
+    """The start u = u0, v = v0 (numbers or shape (d,)), AVPF's default 0.1 and 0, on the problem's device."""
+    X = problem.X
+    u, v = (torch.as_tensor(part, dtype=X.dtype, device=X.device).expand(problem.d) for part in (u0, v0))
+    return DiagonalState.from_uv(u, v)
+
+
+def standard_measurements(problem: Regression) -> dict[str, Callable[[DiagonalState], Tensor]]:
+    """Train and test loss, ℓ1, ℓ0, mean ln α and balancedness, by the names used in results."""
+    return {
+        "train loss": lambda state: observables.half_mse(state.w, problem.X, problem.y),
+        "test loss": lambda state: observables.half_mse(state.w, problem.X_test, problem.y_test),
+        "l1": lambda state: observables.l1_norm(state.w),
+        "l0": lambda state: observables.support_size(state.w),
+        "ln alpha": lambda state: state.log_alpha.mean(-1),
+        "balancedness": lambda state: observables.balancedness(state.u, state.v),
+    }
+
+
+def sgd(
+    problem: Regression,
+    start: DiagonalState,
+    schedules: Sequence[Schedule],
+    steps: int,
+    *,
+    seeds: Sequence[int] = range(32),
+    batch: Minibatch | None = None,
+    update: Update | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    root_seed: int = 0,
+    indices: np.ndarray | None = None,
+    engine: EngineName = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Trajectory:
+    """Run SGD on L = (1/2n)‖X(u∘v) - y‖² for every schedule × seed at once.
+
+    Args:
+        start: initial state, shape (d,) or (schedules, seeds, d).
+        seeds: seeds of the draws. All schedules see the same draws of a seed, so they can be compared pairwise.
+        batch: minibatch size and sampling; one sample with replacement by default.
+        update: options beside the plain step.
+        probes: what to measure; functions see states of shape (schedules, seeds, d).
+        indices: samples to visit instead of random ones, shape (seeds, steps) or (seeds, steps, B).
+        engine: ``compiled`` (CPU, float64), ``multiplicative`` (torch) or ``literal`` (torch, in u and v); ``auto``
+            takes the first that can do what is asked.
+        progress: called with the number of steps done.
+
+    Returns:
+        a trajectory with batch axes (schedule, seed) and the final :class:`DiagonalState`.
+
+    Raises:
+        ValueError: arguments that do not fit, each with a sentence on what to do.
+    """
+    batch, update, seeds = batch or Minibatch(), update or Update(), list(seeds)
+    if steps < 0 or not seeds:
+        raise ValueError(f"{steps} steps with {len(seeds)} seeds is not a run: give steps >= 0 and at least one seed.")
+    eta = stack_step_sizes(schedules, steps).numpy()
+    recorder = Recorder(probes or {}, steps)
+    given = None if indices is None else _given_indices(indices, problem, len(seeds), steps)
+    size = batch.size if given is None else given.shape[2]
+    full_batch = given is None and not batch.replacement and size == problem.n
+    stream = None if given is not None or full_batch else BatchStream(problem.n, batch, seeds, root_seed)
+    noise = LabelNoiseStream(size, seeds, root_seed) if update.label_noise else None
+    runner = _engine(engine, problem, start.expand(len(schedules), len(seeds)), update)
+    shape = (len(schedules), len(seeds))
+    stops = sorted({*recorder.stops, *range(0, steps, BLOCK), steps})
+    everything = np.arange(problem.n, dtype=np.int32)
+    none = np.empty((0, 0, 0))
+    index, shift, block_start = np.empty((0, 0, 0), dtype=np.int32), none, 0
+    for begin, end in zip(stops, [*stops[1:], steps], strict=True):
+        recorder.record(begin, _shaped(runner.state(), shape))
+        if begin % BLOCK == 0 and begin < steps:
+            length, block_start = min(BLOCK, steps - begin), begin
+            if given is not None:
+                index = given[:, begin : begin + length]
+            elif stream is not None:
+                index = stream.block(length)
+            else:
+                index = np.broadcast_to(everything, (len(seeds), length, problem.n))
+            shift = update.label_noise * noise.block(length) if noise else none
+        if end > begin:
+            cut = slice(begin - block_start, end - block_start)
+            part = np.ascontiguousarray(index[:, cut])
+            runner.advance(part, np.ascontiguousarray(shift[:, cut]), np.ascontiguousarray(eta[:, begin:end]), begin)
+        if progress:
+            progress(end)
+    bad = runner.bad.reshape(shape)
+    return Trajectory(recorder.series(bad), _shaped(runner.state(), shape), bad, ("schedule", "seed"))
+
+
+def gd(
+    problem: Regression,
+    start: DiagonalState,
+    schedules: Sequence[Schedule],
+    steps: int,
+    *,
+    update: Update | None = None,
+    probes: Mapping[str, Probe] | None = None,
+    seeds: Sequence[int] = (0,),
+    root_seed: int = 0,
+    engine: EngineName = "auto",
+) -> Trajectory:
+    """Full-batch gradient descent: :func:`sgd` with every sample in every step. Seeds matter for label noise only."""
+    return sgd(
+        problem, start, schedules, steps, seeds=seeds, batch=Minibatch(problem.n, replacement=False), update=update,
+        probes=probes, root_seed=root_seed, engine=engine,
+    )  # fmt: skip
+
+
+def valley_projection(
+    problem: Regression, state: DiagonalState, step_size: float = 0.5, steps: int = 2000
+) -> DiagonalState:
+    """The bottom of the valley below each state: ``steps`` of gradient descent with a small ``step_size``."""
+    batch = state.a.shape[:-1]
+    flat = DiagonalState(*(p.reshape(1, -1, problem.d) for p in (state.a, state.b, state.a_exponent, state.b_exponent)))
+    below = gd(problem, flat, [Schedule(step_size)], steps, seeds=range(flat.a.shape[1])).final
+    return _shaped(below, batch)
+
+
+def _given_indices(indices: np.ndarray, problem: Regression, seeds: int, steps: int) -> np.ndarray:
+    array = np.asarray(indices)
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[:2] != (seeds, steps):
+        raise ValueError(f"indices of shape {array.shape} do not fit {seeds} seeds and {steps} steps.")
+    if array.size and not (array.min() >= 0 and array.max() < problem.n):
+        raise ValueError(f"an index lies outside the {problem.n} samples: number them from 0 to {problem.n - 1}.")
+    return array.astype(np.int32)
+
+
+def _engine(name: EngineName, problem: Regression, start: DiagonalState, update: Update):  # type: ignore[no-untyped-def]
+    flat = DiagonalState(*(p.flatten(0, -2).clone() for p in (start.a, start.b, start.a_exponent, start.b_exponent)))
+    compilable = problem.X.device.type == "cpu" and problem.X.dtype == torch.float64
+    if name == "auto":
+        name = "literal" if not update.multiplicative else "compiled" if compilable else "multiplicative"
+    if name != "literal" and not update.multiplicative:
+        raise ValueError(
+            "balance shrinkage, normalised gradients and SAM need the literal engine: choose engine='literal'."
+        )
+    if name == "literal":
+        return LiteralEngine(problem, flat, update)
+    if name == "multiplicative":
+        return MultiplicativeEngine(problem, flat, update)
+    if not compilable:
+        raise ValueError("the compiled engine needs float64 data on the CPU: choose engine='auto'.")
+    from nets.diagonal_compiled import CompiledEngine
+
+    return CompiledEngine(problem, flat, update.weight_decay, update.averaging)
+
+
+def _shaped(state: DiagonalState, batch: Sequence[int]) -> DiagonalState:
+    parts = (state.a, state.b, state.a_exponent, state.b_exponent)
+    return DiagonalState(*(part.reshape(*batch, part.shape[-1]) for part in parts))

@@ -1,0 +1,110 @@
+"""The diagonal network's SGD as one compiled loop per replicate, threads over replicates (CPU, float64).
+
+The readable twin is :class:`nets.diagonal_torch.MultiplicativeEngine`; the two agree to rounding on equal draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from theory.diagonal import DiagonalState
+from theory.problem import Regression
+
+RENORMALIZE_EVERY = 64
+TINY, HUGE, SHIFT = 2.0**-256, 2.0**64, 256
+OVERFLOW = 1e100
+
+
+class CompiledEngine:
+    """Advances a flat batch of replicates; replicate k runs schedule k // seeds on the draws of seed k % seeds."""
+
+    def __init__(self, problem: Regression, state: DiagonalState, weight_decay: float, averaging: float) -> None:
+        self._X, self._y = problem.X.numpy(), problem.y.numpy()
+        self._a, self._b = state.a.clone().numpy(), state.b.clone().numpy()
+        self._a_exp, self._b_exp = state.a_exponent.clone().numpy(), state.b_exponent.clone().numpy()
+        self._average = np.stack([part.numpy() for part in state.true_ab])
+        self._weight_decay, self._averaging = weight_decay, averaging
+        self.first_bad_step = np.full(len(self._a), -1, dtype=np.int64)
+
+    def advance(self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int) -> None:
+        """Take the steps of one block: index and shift (seeds, steps, B), eta (schedules, steps)."""
+        _advance(
+            self._a, self._b, self._a_exp, self._b_exp, self._average, self._X, self._y, index, shift, eta,
+            self._weight_decay, self._averaging, self.first_bad_step, first_step,
+        )  # fmt: skip
+
+    def state(self) -> DiagonalState:
+        """The current states (a view), or their running average when one is kept."""
+        if self._averaging:
+            a, b = torch.from_numpy(self._average)
+            return DiagonalState.from_uv((a + b) / 2, (a - b) / 2)
+        parts = (self._a, self._b, self._a_exp, self._b_exp)
+        return DiagonalState(*(torch.from_numpy(part) for part in parts))
+
+    @property
+    def bad(self) -> torch.Tensor:
+        return torch.from_numpy(self.first_bad_step)
+
+
+@njit(parallel=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
+def _advance(a, b, a_exp, b_exp, average, X, y, index, shift, eta, weight_decay, averaging, first_bad_step, first_step):  # type: ignore[no-untyped-def]
+    replicates, d = a.shape
+    seeds, steps, size = index.shape
+    for rep in prange(replicates):
+        if first_bad_step[rep] >= 0:
+            continue
+        a_r, b_r, schedule, seed = a[rep], b[rep], rep // seeds, rep % seeds
+        a_unit, b_unit, g = np.empty(d), np.empty(d), np.empty(d)  # a² enters w as a_unit · mantissa²
+        for j in range(d):
+            a_unit[j], b_unit[j] = 0.25 * 2.0 ** (2.0 * a_exp[rep, j]), 0.25 * 2.0 ** (2.0 * b_exp[rep, j])
+        for k in range(steps):
+            overflow = False
+            for m in range(size):
+                x = X[index[seed, k, m]]
+                r = 0.0
+                for j in range(d):
+                    r += x[j] * (a_unit[j] * a_r[j] * a_r[j] - b_unit[j] * b_r[j] * b_r[j])
+                r -= y[index[seed, k, m]]
+                if shift.shape[0] > 0:
+                    r -= shift[seed, k, m]
+                overflow = overflow or not (abs(r) < OVERFLOW)
+                if m == 0:
+                    for j in range(d):
+                        g[j] = r * x[j]
+                else:
+                    for j in range(d):
+                        g[j] += r * x[j]
+            if overflow:
+                first_bad_step[rep] = first_step + k
+                break
+            scale = eta[schedule, k] / size
+            for j in range(d):
+                step = scale * g[j]
+                a_r[j] -= a_r[j] * (step + weight_decay)
+                b_r[j] += b_r[j] * (step - weight_decay)
+            if averaging > 0.0:
+                for j in range(d):
+                    average[0, rep, j] += (1 - averaging) * (a_r[j] * 2.0 ** a_exp[rep, j] - average[0, rep, j])
+                    average[1, rep, j] += (1 - averaging) * (b_r[j] * 2.0 ** b_exp[rep, j] - average[1, rep, j])
+            if (first_step + k + 1) % RENORMALIZE_EVERY == 0:
+                for j in range(d):
+                    if a_exp[rep, j] != 0 or abs(a_r[j]) < TINY:
+                        a_r[j], a_exp[rep, j] = _renormalize(a_r[j], a_exp[rep, j])
+                        a_unit[j] = 0.25 * 2.0 ** (2.0 * a_exp[rep, j])
+                    if b_exp[rep, j] != 0 or abs(b_r[j]) < TINY:
+                        b_r[j], b_exp[rep, j] = _renormalize(b_r[j], b_exp[rep, j])
+                        b_unit[j] = 0.25 * 2.0 ** (2.0 * b_exp[rep, j])
+
+
+@njit(cache=True)
+def _renormalize(mantissa, exponent):  # type: ignore[no-untyped-def]
+    """The same number with its mantissa back in range: exact, powers of two only."""
+    while mantissa != 0.0 and abs(mantissa) < TINY:
+        mantissa *= 2.0**SHIFT
+        exponent -= SHIFT
+    while exponent < 0 and abs(mantissa) > HUGE:
+        mantissa *= 2.0**-SHIFT
+        exponent += SHIFT
+    return mantissa, exponent

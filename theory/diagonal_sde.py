@@ -1,0 +1,77 @@
+"""The diagonal network's SDEs in the coordinates (ln a, ln b), in which Itô's correction is the whole α-decay."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from theory.diagonal import DiagonalState
+from theory.problem import Regression
+from theory.sde import LabelCovariance
+
+
+def diagonal_model(theta: Tensor, X: Tensor) -> Tensor:
+    """h(θ, X) = X(u∘v) with θ = (u, v) of shape (2d,); for use with :class:`theory.sde.ModelSDE`."""
+    u, v = theta.chunk(2, -1)
+    return X @ (u * v)
+
+
+class DiagonalSDE:
+    """Label-noise or exact-covariance SDE of the diagonal network, state y = (ln a, ln b) of shape (paths, 2d).
+
+    d ln a_j = -(Xᵀr/n)_j dt + (Xᵀc)_j - ½ q_j dt,   d ln b_j = +(Xᵀr/n)_j dt - (Xᵀc)_j - ½ q_j dt,
+    with q_j dt the variance of (Xᵀc)_j. Their sum, ln α_j, moves by -q_j dt: deterministic given the noise level.
+
+    Args:
+        problem: the training data.
+        covariance: :class:`theory.sde.ExactCovariance` or :class:`theory.sde.LabelNoise`.
+        stratonovich: read the θ-equation as Stratonovich, which deletes -½q and with it the decay (a rival).
+
+    Source: Pesme et al. (2021), Sec. 3; Andriushchenko et al. (2023), SDE section.
+    """
+
+    noise_type = "general"
+    sde_type = "ito"
+
+    def __init__(self, problem: Regression, covariance: LabelCovariance, stratonovich: bool = False) -> None:
+        self.channels = problem.n
+        self._X, self._y, self._covariance = problem.X, problem.y, covariance
+        self._correction = 0.0 if stratonovich else 0.5
+
+    def residual(self, y: Tensor) -> Tensor:
+        """r = Xw - y, shape (paths, n)."""
+        squares = (2 * y).exp()
+        a2, b2 = squares.chunk(2, -1)
+        return (a2 - b2) / 4 @ self._X.T - self._y
+
+    def _drift(self, t: float, r: Tensor) -> Tensor:
+        gradient = r @ self._X / self.channels
+        shrink = self._correction * self._covariance.variation(r, self._X, t)
+        return torch.cat([-gradient - shrink, gradient - shrink], -1)
+
+    def _noise(self, t: float, r: Tensor, v: Tensor) -> Tensor:
+        kick = self._covariance.weights(r, v, t) @ self._X
+        return torch.cat([kick, -kick], -1)
+
+    def f(self, t: float, y: Tensor) -> Tensor:
+        """The drift, shape (paths, 2d)."""
+        return self._drift(t, self.residual(y))
+
+    def g_prod(self, t: float, y: Tensor, v: Tensor) -> Tensor:
+        """G v, shape (paths, 2d)."""
+        return self._noise(t, self.residual(y), v)
+
+    def f_and_g_prod(self, t: float, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, sharing the residual."""
+        r = self.residual(y)
+        return self._drift(t, r), self._noise(t, r, v)
+
+
+def to_logs(state: DiagonalState) -> Tensor:
+    """y = (ln|a|, ln|b|), shape (..., 2d)."""
+    return torch.cat([state.log_a, state.log_b], -1)
+
+
+def from_logs(y: Tensor) -> DiagonalState:
+    """The network state of a simulated y of shape (..., 2d)."""
+    return DiagonalState.from_logs(*y.chunk(2, -1))

@@ -1,0 +1,75 @@
+"""Step-size schedules, and the only place where SGD steps become SDE time (one step of size η = η units of time)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A step size that is divided by given factors at given fractions of the run.
+
+    η_k = η₀ / Π {factor : k > int(fraction · N)} for k = 0 … N-1: the step with index int(fraction · N) is the last
+    at the larger size, as in AVPF's diagonal-network code.
+
+    Attributes:
+        step_size: η₀ > 0.
+        decays: pairs (fraction in [0, 1], factor > 0).
+
+    Raises:
+        ValueError: a step size or factor that is not positive and finite, a fraction outside [0, 1].
+    """
+
+    step_size: float
+    decays: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size < float("inf"):
+            raise ValueError(f"step size {self.step_size} is not usable: choose a positive number.")
+        for fraction, factor in self.decays:
+            if not (0 <= fraction <= 1 and 0 < factor < float("inf")):
+                raise ValueError(
+                    f"decay by {factor} at {fraction} of the run is not usable: "
+                    "choose a fraction in [0, 1] and a positive factor."
+                )
+
+    def step_sizes(self, steps: int) -> Tensor:
+        """η_0 … η_{N-1}, shape (steps,), float64."""
+        sizes = torch.full((steps,), float(self.step_size), dtype=torch.float64)
+        for fraction, factor in self.decays:
+            sizes[int(fraction * steps) + 1 :] /= factor
+        return sizes
+
+    @property
+    def label(self) -> str:
+        """Short text for tables and legends, e.g. ``η=0.282, /4.8 at 10%``."""
+        return f"η={self.step_size:g}" + "".join(f", /{factor:g} at {at:.0%}" for at, factor in self.decays)
+
+
+def sde_time(step_sizes: Tensor) -> Tensor:
+    """t_k = Σ_{l<k} η_l for k = 0 … N, shape (N+1,): the SDE time after k steps."""
+    return torch.cat([step_sizes.new_zeros(1), step_sizes.cumsum(0)])
+
+
+def stack_step_sizes(schedules: Sequence[Schedule], steps: int) -> Tensor:
+    """The step sizes of several schedules, shape (schedules, steps)."""
+    if not schedules:
+        raise ValueError("no schedule was given: pass at least one, e.g. Schedule(0.1).")
+    return torch.stack([schedule.step_sizes(steps) for schedule in schedules])
+
+
+class StepClock:
+    """η as a function of SDE time, constant while one SGD step lasts: t ↦ η_k for t_k ≤ t < t_{k+1}."""
+
+    def __init__(self, step_sizes: Tensor) -> None:
+        self._sizes = step_sizes.tolist()
+        self._starts = sde_time(step_sizes)[:-1]
+
+    def __call__(self, t: float) -> float:
+        # A start that round-off has pushed just past t still counts as reached.
+        reached = torch.searchsorted(self._starts, float(t) * (1 + 1e-12) + 1e-300, right=True)
+        return self._sizes[max(int(reached) - 1, 0)]

@@ -1,0 +1,1 @@
+"""Predicted against measured, claim by claim, with standard errors, rivals and verdicts."""

@@ -1,0 +1,120 @@
+"""Figures from saved results: predicted against measured for a claim, and the course of an ensemble."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from validation.check import Check, Verdict
+from validation.statistics import SIGMAS
+
+# Okabe-Ito: told apart by colour-blind readers and in print.
+COLOURS = {
+    Verdict.AGREES: "#0072B2",
+    Verdict.DISAGREES: "#D55E00",
+    Verdict.INCONCLUSIVE: "#E69F00",
+    Verdict.NOT_EVALUABLE: "#999999",
+}
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "",
+}
+
+
+def claim_figure(checks: Sequence[Check]) -> Figure:
+    """Predicted against measured for one claim: a scatter where predictions vary, else a row a setting."""
+    known = [check for check in checks if check.verdict != Verdict.NOT_EVALUABLE]
+    with rc_context(STYLE):
+        if len({round(check.predicted, 9) for check in known}) > 2:
+            figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+            _scatter(figure.subplots(), known)
+        else:
+            figure = Figure(figsize=(6.4, 0.9 + 0.32 * max(len(known), 1)), layout="constrained")
+            _rows(figure.subplots(), known)
+    return figure
+
+
+def _scatter(axes: Axes, checks: Sequence[Check]) -> None:
+    everything = [value for check in checks for value in (check.predicted, check.measured)]
+    low, high = min(*everything, 0.0), max(*everything, 0.0)
+    axes.axline((0, 0), slope=1, color="0.6", lw=0.8, zorder=0)
+    for check in checks:
+        for rival in check.rivals:
+            axes.plot(rival.predicted, check.measured, "x", color="0.7", ms=4, zorder=1)
+        axes.errorbar(
+            check.predicted, check.measured, SIGMAS * check.standard_error, fmt="o", ms=4, capsize=2,
+            color=COLOURS[check.verdict], zorder=2,
+        )  # fmt: skip
+    sizes = np.abs([value for value in everything if value != 0])
+    if len(sizes) and sizes.max() / sizes.min() > 50:
+        for scale in (axes.set_xscale, axes.set_yscale):
+            scale("symlog", linthresh=float(sizes.min()))
+    else:
+        margin = 0.08 * (high - low)
+        axes.set_xlim(low - margin, high + margin)
+    axes.set_xlabel(f"predicted {checks[0].observable}")
+    axes.set_ylabel(f"measured (± {SIGMAS:g} standard errors)")
+
+
+def _rows(axes: Axes, checks: Sequence[Check]) -> None:
+    for row, check in enumerate(checks):
+        axes.barh(row, 2 * check.allowed, left=check.predicted - check.allowed, height=0.7, color="#56B4E9", alpha=0.25)
+        axes.plot([check.predicted] * 2, [row - 0.35, row + 0.35], color="0.4", lw=1)
+        for rival in check.rivals:
+            axes.plot(rival.predicted, row, "x", color="0.55", ms=4)
+        axes.errorbar(
+            check.measured,
+            row,
+            xerr=SIGMAS * check.standard_error,
+            fmt="o",
+            ms=4,
+            capsize=2,
+            color=COLOURS[check.verdict],
+        )
+    axes.set_yticks(range(len(checks)), [check.setting for check in checks], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{checks[0].observable if checks else ''}   (band: what conforms; ×: rivals)")
+
+
+def course_figure(series: xr.Dataset, prefix: str) -> Figure:
+    """Training loss, mean ln α and test loss of an ensemble along the run: median and 10-90 % over seeds."""
+    panels = [("train loss", "training loss"), ("ln alpha", "mean ln α"), ("test loss", "test loss")]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 3.1), layout="constrained")
+        axes = figure.subplots(1, 3)
+        labels = series[f"{prefix}_schedule"].values
+        shades = matplotlib.colormaps["cividis"](np.linspace(0.0, 0.92, len(labels)))
+        for axis, (name, title) in zip(axes, panels, strict=True):
+            data = series[f"{prefix} {name}"]
+            for c, label in enumerate(labels):
+                values = data.isel({f"{prefix}_schedule": c})
+                low, middle, high = np.nanquantile(values, [0.1, 0.5, 0.9], axis=1)
+                steps = values[f"{prefix}_step"]
+                axis.plot(steps, middle, color=shades[c], lw=1.2, label=str(label))
+                axis.fill_between(steps, low, high, color=shades[c], alpha=0.2, lw=0)
+            axis.set_title(title, loc="left", fontsize=9)
+            axis.set_xlabel("SGD step")
+            if "loss" in name:
+                axis.set_yscale("log")
+                axis.set_ylim(bottom=max(1e-7, axis.get_ylim()[0]))
+        axes[0].legend(fontsize=6.5, frameon=False, ncols=2)
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an inline SVG element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,107 @@
+"""What a user can set, as frozen dataclasses: the command line and configuration files show exactly these fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Size = Literal["quick", "standard", "paper"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with a default and the sentence that ``--help`` shows for it."""
+    return field(default=default, metadata={"help": text})
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one sentence that says what to do."""
+
+
+def _positive(name: str, *values: float) -> None:
+    for value in values:
+        if not 0 < value < float("inf"):
+            raise SettingsError(f"{name} {value:g} is not usable: choose a positive number.")
+
+
+@dataclass(frozen=True)
+class DiagonalSettings:
+    """Suite ``diagonal``: label-noise SGD on diagonal linear networks."""
+
+    n: int = option(80, "training samples of the Gaussian data")
+    d: int = option(200, "features of the Gaussian data")
+    nonzero: int = option(20, "non-zero coordinates of the sparse truth")
+    initial_scale: float = option(0.1, "u = this, v = 0 at the start")
+    steps: int = option(100_001, "SGD steps")
+    step_sizes: tuple[float, ...] = option((0.05, 0.1, 0.15, 0.2, 0.25), "constant step sizes")
+    large_step: float = option(0.282, "step size of the schedules that decay")
+    decay_at: tuple[float, ...] = option((0.1, 0.3, 0.5), "fractions of the run at which they decay")
+    decay_by: tuple[float, ...] = option((4.8, 3.4, 1.5), "factors by which they decay")
+    table: str = option("", "CSV file of your own instead of the diabetes table")
+    target: str = option("", "its target column")
+    table_rows: int = option(20, "training rows drawn from the table")
+    table_steps: int = option(100_001, "SGD steps on the table")
+    table_step_sizes: tuple[float, ...] = option((0.02, 0.05, 0.1), "constant step sizes on the table")
+
+    def __post_init__(self) -> None:
+        for name in ("n", "d", "nonzero", "steps", "initial_scale", "large_step", "table_rows", "table_steps"):
+            _positive(name.replace("_", " "), getattr(self, name))
+        _positive("step size", *self.step_sizes, *self.table_step_sizes)
+        _positive("decay factor", *self.decay_by)
+        if self.nonzero > self.d:
+            raise SettingsError(f"nonzero {self.nonzero} exceeds d {self.d}: choose nonzero <= d.")
+        if self.n >= self.d:
+            raise SettingsError(
+                f"n {self.n} with d {self.d} leaves nothing to choose: the end-point theory needs n < d."
+            )
+        if len(self.decay_at) != len(self.decay_by):
+            raise SettingsError("decay at and decay by differ in length: give one factor for each fraction.")
+        if not self.step_sizes or not all(0 <= at <= 1 for at in self.decay_at):
+            raise SettingsError("step sizes must not be empty and decay fractions lie in [0, 1].")
+        if bool(self.table) != bool(self.target):
+            raise SettingsError("a table needs its target column and the other way round: give both table and target.")
+
+
+@dataclass(frozen=True)
+class StabilizationSettings:
+    """Suite ``stabilization``: Prop. 2, one-dimensional networks that bounce for ever."""
+
+    samples: int = option(32, "distinct inputs x")
+    spread: float = option(0.08, "inputs lie in [1, 1 + spread]")
+    theta_star: float = option(1.0, "θ* of the labels y = θ*² x")
+    start: float = option(0.01, "initial θ/θ*")
+    steps: int = option(20_000, "SGD steps")
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "theta_star", "start", "steps"):
+            _positive(name.replace("_", " "), getattr(self, name))
+        if not 0 <= self.spread < 1.25**0.5 - 1:
+            raise SettingsError(f"spread {self.spread} leaves no admissible step size: choose it in [0, 0.118).")
+        if not self.start < 0.65:
+            raise SettingsError(f"start {self.start} is not below the band: choose it under 0.65.")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One validation run."""
+
+    suites: tuple[str, ...] = option((), "suites to run, all when empty")
+    size: Size = option(
+        "quick", "quick: minutes on two cores; standard: more seeds; paper: as many as the verdicts can use"
+    )
+    device: Device = option("auto", "where runs take place")
+    seeds: int = option(0, "replicates of every stochastic run; 0 leaves it to the size")
+    out: str = option("results", "output folder")
+    diagonal: DiagonalSettings = field(default_factory=DiagonalSettings)
+    stabilization: StabilizationSettings = field(default_factory=StabilizationSettings)
+
+    def __post_init__(self) -> None:
+        if self.seeds < 0:
+            raise SettingsError(f"{self.seeds} seeds is not usable: choose 2 or more, or 0 for the size's own number.")
+        if self.seeds == 1:
+            raise SettingsError("one seed has no standard error: choose 2 or more.")
+
+    @property
+    def replicates(self) -> int:
+        """Seeds of every stochastic run."""
+        return self.seeds or {"quick": 32, "standard": 128, "paper": 512}[self.size]
