@@ -78,7 +78,9 @@ def sdeint(
     if steps:
         clock = torch.tensor(stops, dtype=torch.float64)
         scaled, brownian = _InUnitsOfSteps(sde, float(dt)), _OnGrid(noise, y0)
-        states = list(torchsde.sdeint(scaled, y0, clock, bm=brownian, method=method, dt=1.0))
+        # Its argument check draws from the global generator: give it a copy.
+        with torch.random.fork_rng(devices=[y0.device] if y0.is_cuda else []):
+            states = list(torchsde.sdeint(scaled, y0, clock, bm=brownian, method=method, dt=1.0))
     # torchsde does not say when a path broke: all that is known is the first recorded step at which it was broken.
     broken = torch.stack([~torch.isfinite(y).all(1) for y in states])
     where = torch.tensor(stops, device=y0.device)[broken.int().argmax(0)]

@@ -45,12 +45,12 @@ class DiagonalState:
     @property
     def log_a(self) -> Tensor:
         """ln|a|."""
-        return self.a.abs().log() + LN2 * self.a_exponent
+        return _log_abs(self.a, self.a_exponent)
 
     @property
     def log_b(self) -> Tensor:
         """ln|b|."""
-        return self.b.abs().log() + LN2 * self.b_exponent
+        return _log_abs(self.b, self.b_exponent)
 
     @property
     def log_alpha(self) -> Tensor:
@@ -98,6 +98,10 @@ class DiagonalState:
             self.a_exponent.to(device=device),
             self.b_exponent.to(device=device),
         )
+
+
+def _log_abs(mantissa: Tensor, exponent: Tensor) -> Tensor:
+    return mantissa.abs().log() + LN2 * exponent.to(mantissa.dtype)  # a Python float times int32 would be float32
 
 
 def _with_exponent(mantissa: Tensor, exponent: Tensor) -> Tensor:

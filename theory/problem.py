@@ -102,9 +102,11 @@ def gaussian_sparse(n: int, d: int, nonzero: int, n_test: int = 1000, seed: int 
     truth = draws.standard_normal(d)
     truth[nonzero:] = 0.0
     truth = np.abs(truth) / np.linalg.norm(truth)
-    train, held_out = (X, X @ truth), (X_test, X_test @ truth)
-    tensors = [torch.from_numpy(array) for array in (*train, *held_out, truth)]
-    return Regression(*tensors[:4], truth=tensors[4], name=f"gaussian {n}x{d}, r={nonzero}")
+    as_tensor = torch.from_numpy
+    return Regression(
+        X=as_tensor(X), y=as_tensor(X @ truth), X_test=as_tensor(X_test), y_test=as_tensor(X_test @ truth),
+        truth=as_tensor(truth), name=f"gaussian {n}x{d}, r={nonzero}",
+    )  # fmt: skip
 
 
 def standardized_split(features: np.ndarray, target: np.ndarray, n_train: int, seed: int, name: str) -> Regression:

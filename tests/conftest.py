@@ -1,0 +1,22 @@
+"""Shared fixtures: small problems, float64, nothing from outside the repository."""
+
+import pytest
+import torch
+
+from theory.problem import Regression, gaussian_sparse
+
+
+@pytest.fixture
+def small() -> Regression:
+    return gaussian_sparse(8, 12, 3, n_test=20)
+
+
+@pytest.fixture(autouse=True)
+def _global_generators_untouched():
+    """No code of ours may read or write the global generators: each test leaves them as it found them."""
+    import numpy as np
+
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    yield
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002

@@ -1,0 +1,158 @@
+"""The command: what it writes, its exit status, and one sentence for whatever it cannot use."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import xarray as xr
+
+from validation.cli import main
+
+SMALL = ["--stabilization.steps", "300", "--stabilization.samples", "8", "--seeds", "4"]
+SCHEMA = {
+    "suite", "claim", "source", "setting", "observable", "predicted", "predicted_error", "null", "measured",
+    "standard_error", "seeds", "diverged", "allowed", "expected", "verdict", "rivals",
+}  # fmt: skip
+
+
+def test_a_run_leaves_everything_it_says(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["validate", "stabilization", *SMALL, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "agrees" in printed.out
+    assert "report:" in printed.out
+    assert "proof of Prop. 2" in printed.err
+    saved = json.loads((out / "checks.json").read_text(encoding="utf-8"))
+    assert saved["provenance"]["settings"]["stabilization"]["steps"] == 300
+    assert saved["checks"]
+    for check in saved["checks"]:
+        assert set(check) >= SCHEMA
+        assert check["verdict"] == check["expected"]
+        assert all(set(rival) == {"name", "predicted", "rejected"} for rival in check["rivals"])
+    with open(out / "checks.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(saved["checks"])
+    assert float(rows[0]["measured"]) == saved["checks"][0]["measured"]
+    series = xr.load_dataset(out / "series.nc")
+    assert series["stabilization theta"].dims == ("stabilization_step", "eta", "seed")
+    assert "Prop. 2" in series.attrs["provenance"] or "stabilization" in series.attrs["provenance"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == len({check["claim"] for check in saved["checks"]})
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_an_earlier_run_is_kept(tmp_path):
+    out = str(tmp_path)
+    assert main(["validate", "stabilization", *SMALL, "--out", out, "--quiet"]) == 0
+    first = (tmp_path / "checks.json").read_bytes()
+    assert main(["validate", "stabilization", *SMALL, "--out", out, "--quiet"]) == 0
+    assert (tmp_path / "earlier-1" / "checks.json").read_bytes() == first
+
+
+def test_unexpected_verdicts_give_status_1(tmp_path, monkeypatch):
+    """Break the dynamics (a gradient 5 % too small) and the suite must notice."""
+    import validation.stabilization as suite
+
+    honest = suite.sgd_path
+    monkeypatch.setattr(suite, "sgd_path", lambda x, star, start, etas, *rest: honest(
+        x, star, start, [0.93 * eta for eta in etas], *rest))  # fmt: skip
+    assert main(["validate", "stabilization", *SMALL, "--out", str(tmp_path), "--quiet"]) == 1
+
+
+def test_settings_file(tmp_path):
+    config = tmp_path / "mine.toml"
+    config.write_text('suites = ["stabilization"]\nseeds = 3\n[stabilization]\nsteps = 250\nsamples = 8\n')
+    out = tmp_path / "run"
+    arguments = ["validate", "--config", str(config), "--out", str(out), "--seeds", "4", "--quiet"]
+    assert main(arguments) == 0
+    settings = json.loads((out / "checks.json").read_text())["provenance"]["settings"]
+    assert (settings["seeds"], settings["stabilization"]["steps"]) == (4, 250)  # options override the file
+
+
+# Command lines with {tmp} for the test's folder, and what the one sentence says.
+CASES = {
+    "unknown suite": ("validate diagnal", "did you mean 'diagonal'"),
+    "unknown command": ("validat", "did you mean 'validate'"),
+    "unknown option": ("validate --sedes 3", "did you mean '--seeds'"),
+    "unknown size": ("validate --size quik", "did you mean 'quick'"),
+    "unknown device": ("validate --device tpu", "did you mean 'cpu'"),
+    "absent device": ("validate --device cuda", "choose --device cpu"),
+    "negative step": ("validate diagonal --diagonal.step-sizes 0.1 -0.2", "positive"),
+    "zero step": ("validate diagonal --diagonal.large-step 0", "positive"),
+    "n beyond d": ("validate diagonal --diagonal.n 300", "needs n < d"),
+    "nonzero beyond d": ("validate diagonal --diagonal.nonzero 300", "nonzero <= d"),
+    "negative d": ("validate diagonal --diagonal.d -5", "positive"),
+    "not a number": ("validate --seeds many", "not a whole number"),
+    "one seed": ("validate --seeds 1", "choose 2 or more"),
+    "NaN in a table": (
+        "validate diagonal --diagonal.table {tmp}/table.csv --diagonal.target y --diagonal.table-rows 2", "NaN"),
+    "no such table": ("validate diagonal --diagonal.table nowhere.csv --diagonal.target y", "no table at"),
+    "table without target": ("validate --diagonal.table {tmp}/table.csv", "give both"),
+    "output is a file": ("validate --out {tmp}/file", "choose another with --out"),
+    "output below a file": ("validate --out {tmp}/file/x", "choose another with --out"),
+    "output not writable": ("validate --out /proc/valleydrift", "choose another with --out"),
+    "missing option value": ("validate --seeds", "expected one argument"),
+    "spread too wide": ("validate --stabilization.spread 0.5", "0.118"),
+    "no settings file": ("validate --config {tmp}/absent.toml", "cannot be read"),
+}  # fmt: skip
+FILES = {
+    "unknown key": ("sedes = 3", "did you mean 'seeds'"),
+    "unknown nested key": ("[diagonal]\nnonzer = 3", "did you mean 'diagonal.nonzero'"),
+    "unknown table": ("[stabilisation]\nsteps = 3", "no setting 'stabilisation"),
+    "suite as a number": ("diagonal = 3", "table .diagonal."),
+    "broken TOML": ("seeds = [", "not TOML"),
+    "wrong kind": ('seeds = "many"', "whole number"),
+    "fraction of a seed": ("seeds = 2.5", "whole number"),
+    "list of suites gone wrong": ("suites = [3]", "wrong kind"),
+}
+
+
+@pytest.mark.parametrize("case", [*CASES, *FILES])
+def test_bad_input_is_one_sentence_and_status_2(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("a,b,y\n1,2,3\n4,nan,5\n6,7,8\n")
+    (tmp_path / "file").write_text("kept")
+    if case in FILES:
+        text, sentence = FILES[case]
+        (tmp_path / "bad.toml").write_text(text)
+        command = "validate --config {tmp}/bad.toml"
+    else:
+        command, sentence = CASES[case]
+    assert main([word.format(tmp=tmp_path) for word in command.split()]) == 2
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("valleydrift: ")]
+    assert len(lines) == 1
+    assert re.search(sentence, lines[0]), lines[0]
+    assert "Traceback" not in said.err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_list_and_help_do_not_import_torch():
+    code = "import sys; from validation.cli import main; main(['list']); assert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "diagonal" in shown.stdout
+    assert "stabilization" in shown.stdout
+    start = time.perf_counter()
+    shown = subprocess.run(
+        [sys.executable, "-m", "validation.cli", "validate", "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - start < 2
+    assert "--diagonal.step-sizes" in shown.stdout
+    assert "positive" not in shown.stderr
+
+
+@pytest.mark.slow
+def test_the_quick_suites_come_out_as_expected(tmp_path):
+    assert main(["validate", "--out", str(tmp_path), "--quiet"]) == 0
+    checks = json.loads((tmp_path / "checks.json").read_text())["checks"]
+    assert {check["suite"] for check in checks} == {"diagonal", "stabilization"}
+    assert {check["verdict"] for check in checks} == {"agrees", "disagrees"}
