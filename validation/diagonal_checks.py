@@ -154,28 +154,30 @@ def alpha_checks(cell: Cell, homogeneous: Verdict = Verdict.AGREES) -> list[Chec
                 SUITE, claim, cell.setting, prediction, measured, finite=cell.finite, rivals=rivals, expected=expected
             )
         )
-    slope, slope_error = _coordinate_slope(cell, per_sample)
-    prediction = Prediction("slope", torch.tensor(1.0), 0.0, slope_error, alpha_decay.SDE_LAW, given="r_i(k)²")
-    rivals = [Rival("uniform decay", 0.0), Rival("half the constant", 0.5)]
+    slope, predicted_slope, slope_error = _coordinate_slopes(cell, per_sample)
+    prediction = Prediction("slope", predicted_slope, 0.0, slope_error, alpha_decay.SDE_LAW, given="r_i(k)²")
+    rivals = [Rival("uniform decay", 0.0), Rival("half the constant", predicted_slope / 2)]
     checks.append(judge(SUITE, COORDINATES, cell.setting, prediction, slope, finite=cell.finite, rivals=rivals))
     return checks
 
 
-def _coordinate_slope(cell: Cell, law: Tensor) -> tuple[Tensor, float]:
-    """Slope over j of each run's Δ ln α_j on the ensemble's mean law, shape (S,), and the next order's slope.
+def _coordinate_slopes(cell: Cell, law: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Slopes over j of each run's Δ ln α_j and of its law on the ensemble's mean law, shape (S,), and the next order's.
 
-    Each run is projected on the mean law of the *other* runs, so that its own draws do not enter both sides.
+    Each run is projected on the mean law of the *other* runs, so that its own draws do not enter both sides. The
+    predicted slopes average to 1; measured minus predicted is a martingale's end, of mean zero.
     """
     ok, runs = cell.finite, int(cell.finite.sum())
     if runs < 2:
-        return torch.full_like(law[:, 0], torch.nan), 0.0
+        nothing = torch.full_like(law[:, 0], torch.nan)
+        return nothing, nothing, 0.0
     total = torch.where(ok.unsqueeze(1), law, 0.0).sum(0)
     others = (total - law) / (runs - 1)
     direction = others - others.mean(-1, keepdim=True)
     expected = (law * direction).sum(-1)[ok].mean()
     second = -cell.power4 @ cell.problem.X.pow(4) / (2 * cell.problem.n)
     error = float((second * direction).sum(-1)[ok].mean() / expected)
-    return (cell.change * direction).sum(-1) / expected, error
+    return (cell.change * direction).sum(-1) / expected, (law * direction).sum(-1) / expected, error
 
 
 def isotropic_change(cell: Cell) -> Tensor:

@@ -1,0 +1,24 @@
+"""README's code runs as printed, and its numbers are those of the recorded run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_whole_idea_runs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 1
+    assert len(blocks[0].splitlines()) <= 48
+    shown = subprocess.run([sys.executable, "-c", blocks[0]], capture_output=True, text=True, cwd=ROOT)
+    assert shown.returncode == 0, shown.stderr
+    change, sde, finite = map(
+        float, re.search(r"measured (\S+), SDE law (\S+), finite-step law (\S+)", shown.stdout).groups()
+    )
+    assert abs(finite - change) < 0.1 * abs(change)
+    assert abs(sde - change) < 0.2 * abs(change)
+    quiet, noisy = map(float, re.search(r"gradient flow (\S+), SGD (\S+)", shown.stdout).groups())
+    assert quiet > 5 * noisy
