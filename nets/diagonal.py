@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nets.diagonal_torch import LiteralEngine, MultiplicativeEngine
-from nets.sampling import BatchStream, LabelNoiseStream
+from nets.sampling import Draws
 from nets.update import Update
 from theory import observables
 from theory.diagonal import DiagonalState
@@ -81,28 +81,16 @@ def sgd(
         raise ValueError(f"{steps} steps with {len(seeds)} seeds is not a run: give steps >= 0 and at least one seed.")
     eta = stack_step_sizes(schedules, steps).numpy()
     recorder = Recorder(probes or {}, steps)
-    given = None if indices is None else _given_indices(indices, problem, len(seeds), steps)
-    size = batch.size if given is None else given.shape[2]
-    full_batch = given is None and not batch.replacement and size == problem.n
-    stream = None if given is not None or full_batch else BatchStream(problem.n, batch, seeds, root_seed)
-    noise = LabelNoiseStream(size, seeds, root_seed) if update.label_noise else None
+    draws = Draws(problem.n, batch, seeds, steps, root_seed, update.label_noise, indices)
     runner = _engine(engine, problem, start.expand(len(schedules), len(seeds)), update)
     shape = (len(schedules), len(seeds))
     stops = sorted({*recorder.stops, *range(0, steps, BLOCK), steps})
-    everything = np.arange(problem.n, dtype=np.int32)
-    none = np.empty((0, 0, 0))
-    index, shift, block_start = np.empty((0, 0, 0), dtype=np.int32), none, 0
+    index, shift, block_start = np.empty((0, 0, 0), dtype=np.int32), np.empty((0, 0, 0)), 0
     for begin, end in zip(stops, [*stops[1:], steps], strict=True):
         recorder.record(begin, _shaped(runner.state(), shape))
         if begin % BLOCK == 0 and begin < steps:
-            length, block_start = min(BLOCK, steps - begin), begin
-            if given is not None:
-                index = given[:, begin : begin + length]
-            elif stream is not None:
-                index = stream.block(length)
-            else:
-                index = np.broadcast_to(everything, (len(seeds), length, problem.n))
-            shift = update.label_noise * noise.block(length) if noise else none
+            block_start = begin
+            index, shift = draws.block(begin, min(BLOCK, steps - begin))
         if end > begin:
             cut = slice(begin - block_start, end - block_start)
             part = np.ascontiguousarray(index[:, cut])
@@ -140,16 +128,6 @@ def valley_projection(
     flat = DiagonalState(*(p.reshape(1, -1, problem.d) for p in (state.a, state.b, state.a_exponent, state.b_exponent)))
     below = gd(problem, flat, [Schedule(step_size)], steps, seeds=range(flat.a.shape[1])).final
     return _shaped(below, batch)
-
-
-def _given_indices(indices: np.ndarray, problem: Regression, seeds: int, steps: int) -> np.ndarray:
-    array = np.asarray(indices)
-    array = array[:, :, None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[:2] != (seeds, steps):
-        raise ValueError(f"indices of shape {array.shape} do not fit {seeds} seeds and {steps} steps.")
-    if array.size and not (array.min() >= 0 and array.max() < problem.n):
-        raise ValueError(f"an index lies outside the {problem.n} samples: number them from 0 to {problem.n - 1}.")
-    return array.astype(np.int32)
 
 
 def _engine(name: EngineName, problem: Regression, start: DiagonalState, update: Update):  # type: ignore[no-untyped-def]

@@ -41,3 +41,55 @@ class LabelNoiseStream:
     def block(self, steps: int) -> np.ndarray:
         """The next ``steps`` perturbations, shape (seeds, steps, B)."""
         return np.stack([g.standard_normal((steps, self._size)) for g in self._generators])
+
+
+class Draws:
+    """Everything a run draws, block by block: given or random minibatches (or all samples), and label perturbations.
+
+    Args:
+        n: number of samples.
+        batch: minibatch size and sampling; without replacement and of size n it is the full batch.
+        label_noise: standard deviation of the label perturbations.
+        indices: samples to visit instead of random ones, shape (seeds, steps) or (seeds, steps, B).
+
+    Raises:
+        ValueError: indices that do not fit or that number no sample, a batch that cannot be drawn.
+    """
+
+    def __init__(
+        self, n: int, batch: Minibatch, seeds: Sequence[int], steps: int, root_seed: int, label_noise: float,
+        indices: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        self._n, self._seeds, self._label_noise = n, len(seeds), label_noise
+        self._given = None if indices is None else _checked(indices, n, len(seeds), steps)
+        self.size = batch.size if self._given is None else self._given.shape[2]
+        self.full_batch = self._given is None and not batch.replacement and self.size == n
+        random = self._given is None and not self.full_batch
+        self._stream = BatchStream(n, batch, seeds, root_seed) if random else None
+        self._noise = LabelNoiseStream(self.size, seeds, root_seed) if label_noise else None
+
+    def block(self, begin: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices (seeds, length, B), int32, and label shifts of the same shape, or of shape (0, 0, 0) for none.
+
+        Blocks have to be asked in order.
+        """
+        if self._given is not None:
+            index = self._given[:, begin : begin + length]
+        elif self._stream is not None:
+            index = self._stream.block(length)
+        else:
+            index = np.broadcast_to(np.arange(self._n, dtype=np.int32), (self._seeds, length, self._n))
+        shift = self._label_noise * self._noise.block(length) if self._noise else np.empty((0, 0, 0))
+        return index, shift
+
+
+def _checked(indices: np.ndarray, n: int, seeds: int, steps: int) -> np.ndarray:
+    array = np.asarray(indices)
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[:2] != (seeds, steps) or not array.shape[2]:
+        raise ValueError(
+            f"indices of shape {array.shape} do not fit {seeds} seeds and {steps} steps: give (seeds, steps, B)."
+        )
+    if array.dtype.kind not in "iu" or (array.size and not (array.min() >= 0 and array.max() < n)):
+        raise ValueError(f"an index is no sample's number: give integers from 0 to {n - 1}.")
+    return array.astype(np.int32)

@@ -6,13 +6,19 @@ and a coarse increment is the sum of the fine ones it covers, bit for bit.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from theory.streams import named_generator
+from theory.streams import seed_of
 
-BLOCK = 32  # steps drawn together
+CHAIN = 256  # steps that one generator draws in turn
+TOGETHER = 1 << 18  # normals held at once; how many steps that makes has no effect on their values
+
+_WORKERS = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="increments")
 
 
 class BrownianIncrements:
@@ -40,11 +46,16 @@ class BrownianIncrements:
             raise ValueError(
                 f"{paths} paths, {channels} channels and refinement {refine} do not make increments: give all >= 1."
             )
-        self.paths, self.channels = paths, channels
+        self.seed, self.paths, self.channels = seed, paths, channels
         self._name, self._refine = (seed, stream), refine
         self._dtype, self._device = dtype, device
-        self._block_index = -1
-        self._block = torch.empty(0)
+        self._group = min(max(2048 // channels, 1), 32)  # paths that share a generator, whatever their number
+        self._groups = -(-paths // self._group)
+        self._steps = min(max(TOGETHER // (self._groups * self._group * channels), 1), CHAIN)
+        self._generators: list[np.random.Generator] = []
+        self._position = -1  # the step that the generators draw next
+        self._first, self._block = 0, torch.empty(0)
+        self._ahead: tuple[int, np.ndarray, list[Future[None]]] | None = None
 
     def __call__(self, step: int) -> Tensor:
         """W(step+1) - W(step) in units of one step, shape (paths, channels)."""
@@ -57,10 +68,36 @@ class BrownianIncrements:
         return total / self._refine**0.5
 
     def _fine(self, step: int) -> Tensor:
-        index, offset = divmod(step, BLOCK)
-        if index != self._block_index:
-            # Path-major, so that a smaller batch is a prefix of a larger one.
-            draws = named_generator(*self._name, block=index).standard_normal((self.paths, BLOCK, self.channels))
-            by_step = torch.from_numpy(np.ascontiguousarray(draws.transpose(1, 0, 2)))
-            self._block, self._block_index = by_step.to(device=self._device, dtype=self._dtype), index
-        return self._block[offset]
+        if not self._first <= step < self._first + len(self._block):
+            drawing = self._ahead
+            if drawing is None or drawing[0] != step:
+                wait(drawing[2] if drawing else [])
+                drawing = self._draw(step)
+            wait(drawing[2])
+            self._first = step
+            self._block = torch.from_numpy(drawing[1]).to(device=self._device, dtype=self._dtype)[:, : self.paths]
+            self._ahead = self._draw(step + len(self._block))  # while the run goes on
+        return self._block[step - self._first]
+
+    def _draw(self, first: int) -> tuple[int, np.ndarray, list[Future[None]]]:
+        """Start drawing from step ``first`` on, groups of paths spread over the workers."""
+        chain, offset = divmod(first, CHAIN)
+        skip = 0
+        if first != self._position or offset == 0:
+            # SFC64 makes normals faster than Philox does; the key does the work of its counter.
+            seeds = (seed_of(*self._name, group, chain) for group in range(self._groups))
+            self._generators, skip = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds], offset
+        count, size, generators = min(self._steps, CHAIN - offset), self._group, self._generators
+        self._position = first + count
+        block = np.empty((count, self._groups * size, self.channels))
+
+        def fill(groups: range) -> None:
+            for group in groups:
+                if skip:
+                    generators[group].standard_normal((skip, size, self.channels))
+                drawn = generators[group].standard_normal((count, size, self.channels))
+                block[:, group * size : (group + 1) * size] = drawn
+
+        share = max(-(-self._groups // (2 * (os.cpu_count() or 1))), 1)
+        shares = [range(at, min(at + share, self._groups)) for at in range(0, self._groups, share)]
+        return first, block, [_WORKERS.submit(fill, groups) for groups in shares]

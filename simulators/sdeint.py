@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from simulators.euler import check_run
+from simulators.integrate import check_run
 from simulators.noise import BrownianIncrements
 from theory.sde import SDE
 from theory.trajectory import Probe, Recorder, Trajectory
@@ -36,6 +36,16 @@ class _InUnitsOfSteps:
         return drift * self._dt, kick
 
 
+class _WithDiffusion(_InUnitsOfSteps):
+    """The same with G itself, which torchsde's Milstein and Runge-Kutta methods ask; never for general noise."""
+
+    def g(self, k: Tensor, y: Tensor) -> Tensor:
+        if self.noise_type == "diagonal":
+            return self.g_prod(k, y, torch.ones_like(y))
+        columns = torch.eye(self._sde.channels, dtype=y.dtype, device=y.device)
+        return torch.stack([self.g_prod(k, y, column.expand(len(y), -1)) for column in columns], -1)
+
+
 class _OnGrid:
     """The Brownian motion torchsde asks: whole steps only."""
 
@@ -50,9 +60,23 @@ class _OnGrid:
         if return_U or return_A or start != int(start) or end != start + 1:
             raise ValueError(
                 f"an increment over [{start}, {end}] was asked of a Brownian motion kept on whole steps: "
-                "use a fixed-step method without Lévy areas, e.g. method='euler'."
+                "use a method with whole steps, e.g. method='euler'."
             )
         return self._noise(int(start))
+
+
+LEVY_AREAS = {"srk": "space-time", "log_ode": "foster"}
+
+
+def _brownian(method: str, noise: BrownianIncrements, y0: Tensor, steps: int):  # type: ignore[no-untyped-def]
+    if method not in LEVY_AREAS:
+        return _OnGrid(noise, y0)
+    import torchsde
+
+    return torchsde.BrownianInterval(
+        0.0, float(steps), (noise.paths, noise.channels), dtype=y0.dtype, device=y0.device, dt=1.0,
+        entropy=int(noise.seed) % 2**31, levy_area_approximation=LEVY_AREAS[method],
+    )  # fmt: skip
 
 
 def sdeint(
@@ -64,10 +88,13 @@ def sdeint(
     probes: Mapping[str, Probe] | None = None,
     method: str = "euler",
 ) -> Trajectory:
-    """:func:`simulators.euler.euler_maruyama`'s signature, integrated by ``torchsde.sdeint`` with ``method``.
+    """:func:`simulators.integrate.integrate`'s signature, integrated by ``torchsde.sdeint`` with ``method``.
+
+    Methods with Lévy areas (``srk``, ``log_ode``) draw from torchsde's own Brownian motion, seeded from ``noise``:
+    the law is the same, the path is not.
 
     Raises:
-        ValueError: what :func:`~simulators.euler.euler_maruyama` raises, or a method that does not fit the SDE.
+        ValueError: what :func:`~simulators.integrate.integrate` raises, or a method that does not fit the SDE.
     """
     import torchsde
 
@@ -77,7 +104,8 @@ def sdeint(
     states = [y0]
     if steps:
         clock = torch.tensor(stops, dtype=torch.float64)
-        scaled, brownian = _InUnitsOfSteps(sde, float(dt)), _OnGrid(noise, y0)
+        scaled = (_InUnitsOfSteps if sde.noise_type == "general" else _WithDiffusion)(sde, float(dt))
+        brownian = _brownian(method, noise, y0, steps)
         # Its argument check draws from the global generator: give it a copy.
         with torch.random.fork_rng(devices=[y0.device] if y0.is_cuda else []):
             states = list(torchsde.sdeint(scaled, y0, clock, bm=brownian, method=method, dt=1.0))

@@ -149,7 +149,7 @@ def test_explicit_label_noise_has_its_variance(small):
     """With all residuals zero the step is the noise alone: ln α falls by ½·2·η²σ²x² per step on average."""
     start = initial_state(small, 0.5, 0.0)
     sigma, eta = 0.3, 1e-3
-    final = sgd(small, start, [Schedule(eta)], 1, seeds=range(4000), indices=np.zeros((4000, 1)),
+    final = sgd(small, start, [Schedule(eta)], 1, seeds=range(4000), indices=np.zeros((4000, 1), int),
                 update=Update(label_noise=sigma)).final  # fmt: skip
     r = small.X[0] @ start.w - small.y[0]
     step = -(final.z - start.z)[0] / (eta * small.X[0])  # r - σξ, to third order
@@ -190,7 +190,7 @@ def test_valley_projection_goes_down_without_changing_far(small):
         ({"seeds": []}, "at least one seed"),
         ({"schedules": []}, "at least one"),
         ({"indices": np.zeros((1, 3), int)}, "do not fit"),
-        ({"indices": np.full((1, 5), 99)}, "outside the 8 samples"),
+        ({"indices": np.full((1, 5), 99)}, "integers from 0 to 7"),
         ({"batch": Minibatch(9, replacement=False)}, "at most 8"),
         ({"update": Update(normalized=True), "engine": "compiled"}, "literal engine"),
     ],

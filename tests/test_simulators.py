@@ -3,14 +3,14 @@
 import math
 import time
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from nets.diagonal import initial_state
-from simulators.euler import euler_maruyama
-from simulators.noise import BLOCK, BrownianIncrements
+from simulators.diagonal import integrate_diagonal
+from simulators.integrate import integrate, steps_at
+from simulators.noise import BrownianIncrements
 from simulators.sdeint import sdeint
 from theory.diagonal_sde import DiagonalSDE, to_logs
 from theory.sde import ExactCovariance, LabelNoise
@@ -44,14 +44,14 @@ def everything(sde_state):
 
 
 def test_increments_are_a_pure_function_of_step_and_path():
-    many, few = BrownianIncrements(7, "w", 64, 3), BrownianIncrements(7, "w", 16, 3)
-    order = [0, 5, BLOCK, 3 * BLOCK + 1, 2, 5]
+    many, few = BrownianIncrements(7, "w", 90, 3), BrownianIncrements(7, "w", 50, 3)
+    order = [0, 5, 255, 256, 257, 700, 2, 5, 701]
     for step in order:
-        assert torch.equal(many(step)[:16], few(step))
-    again = BrownianIncrements(7, "w", 64, 3)
-    assert torch.equal(again(3 * BLOCK + 1), many(3 * BLOCK + 1))
-    assert not torch.equal(BrownianIncrements(8, "w", 64, 3)(0), many(0))
-    assert not torch.equal(BrownianIncrements(7, "v", 64, 3)(0), many(0))
+        assert torch.equal(many(step)[:50], few(step))
+    again = BrownianIncrements(7, "w", 90, 3)
+    assert torch.equal(again(700), many(700))
+    assert not torch.equal(BrownianIncrements(8, "w", 90, 3)(0), many(0))
+    assert not torch.equal(BrownianIncrements(7, "v", 90, 3)(0), many(0))
     assert not torch.equal(many(0), many(1))
 
 
@@ -83,24 +83,11 @@ def test_named_streams():
 def test_gbm_law_by_kolmogorov_smirnov():
     """ln y(T) of Euler-Maruyama at h = 1/512 is N((μ - σ²/2)T, σ²T) within KS at 20 000 paths."""
     sde, steps = GeometricBrownianMotion(), 512
-    run = euler_maruyama(sde, torch.ones(20_000, 1).double(), 1 / steps, steps, BrownianIncrements(5, "gbm", 20_000, 1))
+    run = integrate(sde, torch.ones(20_000, 1).double(), 1 / steps, steps, BrownianIncrements(5, "gbm", 20_000, 1))
     standard = (run.final.log() - (0.1 - 0.125)) / 0.5
     assert stats.kstest(standard.flatten().numpy(), "norm").pvalue > 1e-3
     wrong = (run.final.log() - 0.1) / 0.5  # Stratonovich reading: rejected
     assert stats.kstest(wrong.flatten().numpy(), "norm").pvalue < 1e-10
-
-
-def test_strong_order_of_euler_maruyama():
-    sde, errors, steps = GeometricBrownianMotion(), [], (16, 32, 64, 128, 256)
-    for n in steps:
-        noise = BrownianIncrements(11, "order", 20_000, 1, refine=256 // n)
-        run = euler_maruyama(sde, torch.ones(20_000, 1).double(), 1 / n, n, noise)
-        fine = BrownianIncrements(11, "order", 20_000, 1)
-        W = sum(fine(k) for k in range(256)) / 16
-        exact = ((0.1 - 0.125) + 0.5 * W).exp()
-        errors.append((run.final - exact).abs().mean().item())
-    order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert order == pytest.approx(0.5, abs=0.08)
 
 
 @pytest.mark.parametrize("covariance", [ExactCovariance(0.1), LabelNoise(0.1)])
@@ -109,11 +96,42 @@ def test_own_loop_equals_torchsde_on_the_same_increments(small, covariance):
     y0 = to_logs(initial_state(small, 0.3)).expand(6, -1).clone()
     probes = {"y": Probe(everything, torch.tensor([0, 7, 50, 120]))}
     runs = [
-        integrate(sde, y0, 0.05, 120, BrownianIncrements(2, "w", 6, small.n), probes)
-        for integrate in (euler_maruyama, sdeint)
+        run_with(sde, y0, 0.05, 120, BrownianIncrements(2, "w", 6, small.n), probes) for run_with in (integrate, sdeint)
     ]
     for own, theirs in zip(runs[0]["y"].values, runs[1]["y"].values, strict=True):
         assert torch.allclose(own, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "covariance",
+    [ExactCovariance(0.3), LabelNoise(0.3), LabelNoise(0.3, lambda t: 0.1 + t)],
+    ids=["exact", "own", "δ(t)"],
+)
+def test_fused_diagonal_loop_equals_the_generic_one(small, covariance):
+    y0 = to_logs(initial_state(small, 0.3)).expand(40, -1).clone()
+    probes = {"y": Probe(lambda y: y, torch.tensor([0, 7, 50, 200]))}
+    runs = [
+        integrate(DiagonalSDE(small, covariance), y0, 0.1, 200, BrownianIncrements(2, "w", 40, small.n), probes),
+        integrate_diagonal(small, covariance, y0, 0.1, 200, BrownianIncrements(2, "w", 40, small.n), probes),
+    ]
+    assert torch.allclose(runs[0]["y"].values, runs[1]["y"].values, rtol=1e-10, atol=1e-11)
+    half = integrate_diagonal(small, covariance, y0, 0.1, 90, BrownianIncrements(2, "w", 40, small.n))
+    rest = integrate_diagonal(
+        small, covariance, half.final, 0.1, 200, BrownianIncrements(2, "w", 40, small.n), first_step=90
+    )
+    assert torch.equal(rest.final, runs[1].final)
+
+
+def test_fused_diagonal_loop_far_down_and_diverging(small):
+    """Logs at -1000 stay exact; a path that blows up is dated and keeps its last finite state."""
+    low = torch.full((2, 2 * small.d), -1000.0, dtype=torch.float64)
+    low[1, : small.d] = 300.0
+    run = integrate_diagonal(small, LabelNoise(0.1), low, 0.1, 5, BrownianIncrements(0, "w", 2, small.n))
+    generic = integrate(DiagonalSDE(small, LabelNoise(0.1)), low, 0.1, 5, BrownianIncrements(0, "w", 2, small.n))
+    assert torch.allclose(run.final[0], generic.final[0], rtol=1e-14)
+    assert run.first_bad_step[0] == -1
+    assert run.first_bad_step[1] > 0
+    assert torch.isfinite(run.final).all()
 
 
 def test_the_call_that_hangs_torchsde_returns():
@@ -136,7 +154,7 @@ def test_clock_is_exact_in_float32():
 
     y0 = torch.ones(2, 1)
     noise = BrownianIncrements(0, "w", 2, 1, dtype=torch.float32)
-    run = euler_maruyama(Clock(), y0, 1e-3, 5000, noise)
+    run = integrate(Clock(), y0, 1e-3, 5000, noise)
     assert run.final.dtype == torch.float32
     assert len(times) == 5000
     assert times[-1] == 4999 * 1e-3
@@ -152,8 +170,8 @@ def test_divergence_is_dated_and_masked():
 
     y0 = torch.tensor([[0.5], [10.0]], dtype=torch.float64)
     probes = {"y": Probe(everything, torch.arange(0, 31, 10))}
-    for integrate in (euler_maruyama, sdeint):
-        run = integrate(Explosive(), y0, 0.1, 30, BrownianIncrements(0, "w", 2, 1), probes)
+    for run_with in (integrate, sdeint):
+        run = run_with(Explosive(), y0, 0.1, 30, BrownianIncrements(0, "w", 2, 1), probes)
         assert run.finite.tolist() == [True, False]
         assert 0 < run.first_bad_step[1] <= 10
         assert torch.isnan(run["y"].values[1:, 1]).all()
@@ -167,7 +185,7 @@ def test_divergence_is_dated_and_masked():
         ({"y0": torch.full((4, 1), float("nan"))}, "finite"),
         ({"dt": 0.0}, "positive and finite"),
         ({"dt": torch.ones(3)}, "one each"),
-        ({"noise": BrownianIncrements(0, "w", 4, 2)}, "noise channels"),
+        ({"noise": BrownianIncrements(0, "w", 4, 2)}, "normals a step"),
         ({"steps": -1}, "not negative"),
     ],
 )
@@ -175,14 +193,80 @@ def test_mistakes_get_one_sentence(change, sentence):
     good = {"y0": torch.ones(4, 1), "dt": 0.1, "steps": 5, "noise": BrownianIncrements(0, "w", 4, 1)}
     call = {**good, **change}
     with pytest.raises(ValueError, match=sentence) as caught:
-        euler_maruyama(GeometricBrownianMotion(), call["y0"], call["dt"], call["steps"], call["noise"])
+        integrate(GeometricBrownianMotion(), call["y0"], call["dt"], call["steps"], call["noise"])
     assert str(caught.value).count("\n") == 0
 
 
-def test_levy_area_methods_are_refused_with_a_sentence():
-    with pytest.raises(ValueError, match=r"levy_area|Lévy"):
-        sdeint(
-            GeometricBrownianMotion(), torch.ones(4, 1).double(), 0.1, 5, BrownianIncrements(0, "w", 4, 1), method="srk"
-        )
+def test_everything_torchsde_has_goes_through_one_signature():
+    """Itô and Stratonovich methods of torchsde on GBM: means as the calculus says, Lévy-area methods included."""
+
+    class Stratonovich(GeometricBrownianMotion):
+        sde_type = "stratonovich"
+
+    y0, expected = torch.ones(4000, 1).double(), {"ito": math.exp(0.1), "stratonovich": math.exp(0.1 + 0.125)}
+    for sde, methods in (
+        (GeometricBrownianMotion(), ("euler", "milstein", "srk")),
+        (Stratonovich(), ("heun", "midpoint", "euler_heun", "milstein", "log_ode")),
+    ):
+        for method in methods:
+            run = sdeint(sde, y0, 0.05, 20, BrownianIncrements(4, "w", 4000, 1), method=method)
+            error = 4 * run.final.std() / 4000**0.5
+            assert abs(run.final.mean() - expected[sde.sde_type]) < error, method
+
+
+def test_no_increments_without_paths():
     with pytest.raises(ValueError, match="all >= 1"):
         BrownianIncrements(0, "w", 0, 1)
+
+
+def test_stop_and_resume_bit_for_bit(small):
+    sde = DiagonalSDE(small, LabelNoise(0.1))
+    y0, noise = to_logs(initial_state(small, 0.3)).expand(6, -1).clone(), BrownianIncrements(2, "w", 6, small.n)
+    whole = integrate(sde, y0, 0.05, 100, noise)
+    half = integrate(sde, y0, 0.05, 37, noise)
+    rest = integrate(sde, half.final, 0.05, 100, BrownianIncrements(2, "w", 6, small.n), first_step=37)
+    assert torch.equal(rest.final, whole.final)
+    changing = torch.linspace(0.01, 0.1, 100).double()
+    whole = integrate(sde, y0, changing, 100, noise)
+    half = integrate(sde, y0, changing[:37], 37, noise)
+    assert torch.equal(integrate(sde, half.final, changing, 100, noise, first_step=37).final, whole.final)
+
+
+def test_a_million_steps_of_a_thousandth_are_a_million_steps():
+    """A float32 state does not make a float32 clock: T = 1000 takes exactly 10^6 steps of 10^-3."""
+
+    class Counting(GeometricBrownianMotion):
+        calls = 0
+
+        def f_and_g_prod(self, t, y, v):
+            self.calls += 1
+            self.last = t
+            return 0 * y, 0 * y
+
+    sde = Counting()
+    steps = int(steps_at([1000.0], 1e-3)[0])
+    assert steps == 1_000_000
+    noise = BrownianIncrements(0, "w", 1, 1, dtype=torch.float32)
+    run = integrate(sde, torch.ones(1, 1), 1e-3, 20_000, noise)  # 2 % of them
+    assert run.final.dtype == torch.float32
+    assert sde.calls == 20_000
+    assert sde.last == 19_999 * 1e-3
+
+
+def test_save_times_off_the_grid_and_absurd_lengths():
+    assert steps_at([0.0, 0.3, 1.0], 0.1).tolist() == [0, 3, 10]
+    with pytest.raises(ValueError, match="not a multiple of dt"):
+        steps_at([0.35], 0.1)
+    with pytest.raises(ValueError, match="not end in a lifetime"):
+        integrate(GeometricBrownianMotion(), torch.ones(1, 1), 1e-9, 10**12, BrownianIncrements(0, "w", 1, 1))
+    with pytest.raises(ValueError, match="between 0 and 5"):
+        integrate(GeometricBrownianMotion(), torch.ones(1, 1), 0.1, 5, BrownianIncrements(0, "w", 1, 1), first_step=6)
+
+
+def test_wrong_shape_from_g_is_said():
+    class Wrong(GeometricBrownianMotion):
+        def f_and_g_prod(self, t, y, v):
+            return y.sum(1), y
+
+    with pytest.raises(ValueError, match="return the state's shape"):
+        integrate(Wrong(), torch.ones(3, 1), 0.1, 5, BrownianIncrements(0, "w", 3, 1))

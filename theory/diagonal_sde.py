@@ -24,7 +24,7 @@ class DiagonalSDE:
 
     Args:
         problem: the training data.
-        covariance: :class:`theory.sde.ExactCovariance` or :class:`theory.sde.LabelNoise`.
+        covariance: any of :mod:`theory.sde`'s, e.g. :class:`theory.sde.LabelNoise`.
         stratonovich: read the θ-equation as Stratonovich, which deletes -½q and with it the decay (a rival).
 
     Source: Pesme et al. (2021), Sec. 3; Andriushchenko et al. (2023), SDE section.
@@ -34,7 +34,7 @@ class DiagonalSDE:
     sde_type = "ito"
 
     def __init__(self, problem: Regression, covariance: LabelCovariance, stratonovich: bool = False) -> None:
-        self.channels = problem.n
+        self.channels, self._n = covariance.channels(problem.n), problem.n
         self._X, self._y, self._covariance = problem.X, problem.y, covariance
         self._correction = 0.0 if stratonovich else 0.5
 
@@ -45,7 +45,7 @@ class DiagonalSDE:
         return (a2 - b2) / 4 @ self._X.T - self._y
 
     def _drift(self, t: float, r: Tensor) -> Tensor:
-        gradient = r @ self._X / self.channels
+        gradient = r @ self._X / self._n
         shrink = self._correction * self._covariance.variation(r, self._X, t)
         return torch.cat([-gradient - shrink, gradient - shrink], -1)
 

@@ -62,6 +62,21 @@ def stack_step_sizes(schedules: Sequence[Schedule], steps: int) -> Tensor:
     return torch.stack([schedule.step_sizes(steps) for schedule in schedules])
 
 
+def effective_step_size(step_size: float, momentum: float) -> float:
+    """η/(1-μ): heavy-ball SGD, m ← μm + g, θ ← θ - ηm, moves slow coordinates as plain SGD of this step size does.
+
+    One step lasts η/(1-μ) units of SDE time, and the gradient noise of each step is felt η/(1-μ) times. Valid for
+    directions with η/(1-μ) times their curvature well below 1; sharper ones feel the momentum itself.
+    Source: Mandt, Hoffman, Blei (2017), Sec. 4.2; Li, Tai, E (2017), Sec. 4.
+
+    Raises:
+        ValueError: momentum outside [0, 1).
+    """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum {momentum} is not usable: choose a number in [0, 1).")
+    return step_size / (1 - momentum)
+
+
 class StepClock:
     """η as a function of SDE time, constant while one SGD step lasts: t ↦ η_k for t_k ≤ t < t_{k+1}."""
 

@@ -36,7 +36,9 @@ class SDE(Protocol):
 
 
 class LabelCovariance(Protocol):
-    """Noise on the labels: G v = Φᵀ c with c = ``weights(r, v, t)``."""
+    """Noise on the labels: G v = Φᵀ c with c = ``weights(r, v, t)``, v of shape (..., ``channels(n)``)."""
+
+    def channels(self, n: int) -> int: ...
 
     def weights(self, r: Tensor, v: Tensor, t: float) -> Tensor: ...
 
@@ -59,17 +61,55 @@ class ExactCovariance:
     step_size: StepSize
     minibatch: Minibatch = field(default_factory=Minibatch)
 
-    def _scale(self, n: int, t: float) -> float:
+    def channels(self, n: int) -> int:
+        """One a sample."""
+        return n
+
+    def scale(self, n: int, t: float) -> float:
+        """ηκ/n."""
         return step_size_at(self.step_size, t) * self.minibatch.variance_factor(n) / n
 
     def weights(self, r: Tensor, v: Tensor, t: float) -> Tensor:
         """c = √(ηκ/n) r ∘ (v - mean v), shape (..., n)."""
-        return self._scale(r.shape[-1], t) ** 0.5 * r * (v - v.mean(-1, keepdim=True))
+        return self.scale(r.shape[-1], t) ** 0.5 * r * (v - v.mean(-1, keepdim=True))
 
     def variation(self, r: Tensor, Z: Tensor, t: float) -> Tensor:
         """Variance per unit time of Zᵀc for Z of shape (n, k): ηκ [mean r²z² - (mean r z)²], shape (..., k)."""
         n = r.shape[-1]
-        return self._scale(n, t) * (r.square() @ Z.square() - (r @ Z).square() / n)
+        return self.scale(n, t) * (r.square() @ Z.square() - (r @ Z).square() / n)
+
+
+@dataclass(frozen=True)
+class ExplicitLabelNoise:
+    """SGD whose labels are perturbed afresh at every step, y_i + σξ: :class:`ExactCovariance` plus ηκσ²/n ΦᵀΦ.
+
+    Attributes:
+        sigma: σ, the standard deviation of the perturbation of each label drawn.
+    """
+
+    step_size: StepSize
+    sigma: float
+    minibatch: Minibatch = field(default_factory=Minibatch)
+
+    def channels(self, n: int) -> int:
+        """Two a sample: which one is drawn, and its perturbation."""
+        return 2 * n
+
+    def _drawn(self) -> ExactCovariance:
+        return ExactCovariance(self.step_size, self.minibatch)
+
+    def _perturbation(self, n: int, t: float) -> float:
+        # Perturbations are fresh for every sample of a batch, with replacement or not: 1/B, not κ.
+        return step_size_at(self.step_size, t) * self.sigma**2 / (self.minibatch.size * n)
+
+    def weights(self, r: Tensor, v: Tensor, t: float) -> Tensor:
+        """c = √(ηκ/n) r ∘ (v₁ - mean v₁) + √(ησ²/Bn) v₂, shape (..., n)."""
+        drawn, perturbed = v.chunk(2, -1)
+        return self._drawn().weights(r, drawn, t) + self._perturbation(r.shape[-1], t) ** 0.5 * perturbed
+
+    def variation(self, r: Tensor, Z: Tensor, t: float) -> Tensor:
+        """Variance per unit time of Zᵀc for Z of shape (n, k), shape (..., k)."""
+        return self._drawn().variation(r, Z, t) + self._perturbation(r.shape[-1], t) * Z.square().sum(0)
 
 
 @dataclass(frozen=True)
@@ -87,9 +127,16 @@ class LabelNoise:
     level: float | Callable[[float], float | Tensor] | None = None
     minibatch: Minibatch = field(default_factory=Minibatch)
 
-    def _variance(self, r: Tensor, t: float) -> Tensor:
+    def channels(self, n: int) -> int:
+        """One a sample."""
+        return n
+
+    def scale(self, n: int, t: float) -> float:
+        """ηκ/n."""
+        return step_size_at(self.step_size, t) * self.minibatch.variance_factor(n) / n
+
+    def variance(self, r: Tensor, t: float) -> Tensor:
         """s² = 2ηδκ/n per path, shape (..., 1)."""
-        n = r.shape[-1]
         if self.level is None:
             level = r.square().mean(-1, keepdim=True) / 2
         else:
@@ -97,31 +144,34 @@ class LabelNoise:
                 self.level(t) if callable(self.level) else self.level, dtype=r.dtype, device=r.device
             )
             level = level.expand(r.shape[:-1]).unsqueeze(-1)
-        return 2 * step_size_at(self.step_size, t) * self.minibatch.variance_factor(n) / n * level
+        return 2 * self.scale(r.shape[-1], t) * level
 
     def weights(self, r: Tensor, v: Tensor, t: float) -> Tensor:
         """c = √(2ηδκ/n) v, shape (..., n)."""
-        return self._variance(r, t).sqrt() * v
+        return self.variance(r, t).sqrt() * v
 
     def variation(self, r: Tensor, Z: Tensor, t: float) -> Tensor:
         """Variance per unit time of Zᵀc for Z of shape (n, k): s² Σ_i z_i², shape (..., k)."""
-        return self._variance(r, t) * Z.square().sum(0)
+        return self.variance(r, t) * Z.square().sum(0)
 
 
 class ModelSDE:
-    """dθ = -∇L dt + Φᵀ c(r, dW) for the squared loss L = (1/2n)‖h(θ, X) - y‖² of any model h(θ, X).
+    """dθ = -(∇L + λθ) dt + Φᵀ c(r, dW) for the squared loss L = (1/2n)‖h(θ, X) - y‖² of any model h(θ, X).
 
     Args:
         model: h taking θ of shape (p,) and X, returning shape (n,); differentiable by ``torch.func``.
         problem: the training data.
-        covariance: :class:`ExactCovariance` or :class:`LabelNoise`.
+        covariance: :class:`ExactCovariance`, :class:`LabelNoise` or :class:`ExplicitLabelNoise`.
+        weight_decay: λ of θ ← θ - η(∇ℓ + λθ).
     """
 
     noise_type = "general"
     sde_type = "ito"
 
-    def __init__(self, model: Model, problem: Regression, covariance: LabelCovariance) -> None:
-        self.channels = problem.n
+    def __init__(
+        self, model: Model, problem: Regression, covariance: LabelCovariance, weight_decay: float = 0.0
+    ) -> None:
+        self.channels, self._n, self._weight_decay = covariance.channels(problem.n), problem.n, weight_decay
         self._model, self._X, self._y, self._covariance = model, problem.X, problem.y, covariance
         self._residual = torch.func.vmap(lambda theta: model(theta, self._X) - self._y)
 
@@ -131,8 +181,11 @@ class ModelSDE:
         self._pull_back = torch.func.vmap(pull_back)
 
     def f(self, t: float, y: Tensor) -> Tensor:
-        """-∇L = -Φᵀ r / n, shape (paths, p)."""
-        return -self._pull_back(y, self._residual(y) / self.channels)
+        """-∇L - λθ = -Φᵀ r / n - λθ, shape (paths, p)."""
+        return self._drift(y, self._residual(y))
+
+    def _drift(self, y: Tensor, r: Tensor) -> Tensor:
+        return -self._pull_back(y, r / self._n) - self._weight_decay * y
 
     def g_prod(self, t: float, y: Tensor, v: Tensor) -> Tensor:
         """G v = Φᵀ c(r, v), shape (paths, p)."""
@@ -141,7 +194,7 @@ class ModelSDE:
     def f_and_g_prod(self, t: float, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Both, sharing the residual."""
         r = self._residual(y)
-        return -self._pull_back(y, r / self.channels), self._pull_back(y, self._covariance.weights(r, v, t))
+        return self._drift(y, r), self._pull_back(y, self._covariance.weights(r, v, t))
 
 
 class IsotropicSDE:
@@ -179,3 +232,48 @@ class IsotropicSDE:
         trace = gradients.square().sum((1, 2)) / gradients.shape[1] - mean.square().sum(1)
         variance = step_size_at(self._step_size, t) * self._kappa * trace.clamp(min=0) / self.channels
         return -mean, variance.sqrt().unsqueeze(1) * v
+
+
+class StratonovichForm:
+    """The Stratonovich equation with the same solution as an Itô equation: f ← f - ½ Σ_k (∂g_k) g_k.
+
+    Diagonal and scalar noise take one forward-mode derivative a step (diagonal: g_j of y_j only); general noise one a
+    channel, batched. Additive noise is its own Stratonovich form.
+
+    Raises:
+        ValueError: the equation is not Itô.
+    """
+
+    sde_type = "stratonovich"
+
+    def __init__(self, sde: SDE) -> None:
+        if sde.sde_type != "ito":
+            raise ValueError("the equation is already Stratonovich: integrate it as it is.")
+        self.noise_type, self.channels, self._sde = sde.noise_type, sde.channels, sde
+
+    def _correction(self, t: float, y: Tensor) -> Tensor:
+        """½ Σ_k (∂g_k) g_k."""
+
+        def along(v: Tensor) -> Tensor:
+            tangent = self._sde.g_prod(t, y, v)
+            return torch.func.jvp(lambda at: self._sde.g_prod(t, at, v), (y.contiguous(),), (tangent.contiguous(),))[1]
+
+        if self.noise_type == "additive":
+            return torch.zeros_like(y)
+        if self.noise_type in ("diagonal", "scalar"):
+            return along(y.new_ones(len(y), self.channels)) / 2
+        unit = torch.eye(self.channels, dtype=y.dtype, device=y.device)
+        return torch.func.vmap(lambda v: along(v.repeat(len(y), 1)))(unit).sum(0) / 2
+
+    def f(self, t: float, y: Tensor) -> Tensor:
+        """f - ½ Σ_k (∂g_k) g_k."""
+        return self._sde.f(t, y) - self._correction(t, y)
+
+    def g_prod(self, t: float, y: Tensor, v: Tensor) -> Tensor:
+        """G v, unchanged."""
+        return self._sde.g_prod(t, y, v)
+
+    def f_and_g_prod(self, t: float, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Both."""
+        f, kick = self._sde.f_and_g_prod(t, y, v)
+        return f - self._correction(t, y), kick

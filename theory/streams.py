@@ -17,6 +17,6 @@ def named_generator(seed: int, *names: str | int, block: int = 0) -> np.random.G
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, block, 0]))
 
 
-def seed_of(name: str) -> int:
-    """A root seed fixed by a name: the seed of a check is the hash of what it is called, never chosen."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+def seed_of(*names: str | int) -> int:
+    """A 128-bit seed fixed by names, e.g. of a check: the hash of what it is called, never chosen."""
+    return int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:16], "big")

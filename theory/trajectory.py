@@ -74,18 +74,19 @@ class Trajectory:
 class Recorder:
     """Collects the probes' values while a run goes on; every integrator and training loop uses it."""
 
-    def __init__(self, probes: Mapping[str, Probe], steps: int) -> None:
-        self._probes = dict(probes)
-        self._values: dict[str, list[Tensor]] = {name: [] for name in probes}
-        self._due: dict[int, list[str]] = {}
-        self._counts = dict.fromkeys(probes, 0)
+    def __init__(self, probes: Mapping[str, Probe], steps: int, first_step: int = 0) -> None:
         for name, probe in probes.items():
             at = probe.at.tolist()
-            if probe.weights is not None and len(probe.weights) != len(at):
-                raise ValueError(f"'{name}' has {len(probe.weights)} weights for {len(at)} steps: give one each.")
             if not at or at != sorted(set(at)) or at[0] < 0 or at[-1] > steps:
                 raise ValueError(f"the steps at which to measure '{name}' have to ascend between 0 and {steps}.")
-            for step in at:
+            if probe.weights is not None and len(probe.weights) != len(at):
+                raise ValueError(f"'{name}' has {len(probe.weights)} weights for {len(at)} steps: give one each.")
+        self._probes = _remaining(probes, first_step)
+        self._values: dict[str, list[Tensor]] = {name: [] for name in self._probes}
+        self._counts = dict.fromkeys(self._probes, 0)
+        self._due: dict[int, list[str]] = {}
+        for name, probe in self._probes.items():
+            for step in probe.at.tolist():
                 self._due.setdefault(step, []).append(name)
 
     @property
@@ -119,6 +120,16 @@ class Recorder:
             late = late.view(*late.shape, *[1] * (values.ndim - late.ndim)).to(values.device)
             result[name] = Series(at, values.masked_fill(late, torch.nan))
         return result
+
+
+def _remaining(probes: Mapping[str, Probe], first_step: int) -> dict[str, Probe]:
+    """What is left to measure from ``first_step`` on."""
+    left = {}
+    for name, probe in probes.items():
+        late = probe.at >= first_step
+        if late.any():
+            left[name] = Probe(probe.function, probe.at[late], None if probe.weights is None else probe.weights[late])
+    return left
 
 
 def linear_grid(steps: int, first: int = 100, points: int = 250) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simulators.euler import euler_maruyama
+from simulators.integrate import integrate
 from simulators.noise import BrownianIncrements
 from theory.closure import SOURCE as CLOSURE_SOURCE
 from theory.closure import ClosureCurve
@@ -73,7 +73,7 @@ def simulate(problem: Regression, start: DiagonalState, eta: float, steps: int, 
         "orders": Probe(orders, every, weights=y0.new_ones(steps)),
     }
     noise = BrownianIncrements(seed, f"sde {eta}", paths, problem.n, dtype=y0.dtype, device=y0.device)
-    return euler_maruyama(sde, y0, eta / SUBSTEPS, steps * SUBSTEPS, noise, probes)
+    return integrate(sde, y0, eta / SUBSTEPS, steps * SUBSTEPS, noise, probes)
 
 
 def isotropic(problem: Regression, start: DiagonalState, eta: float, steps: int, paths: int, seed: int) -> Tensor:
@@ -81,7 +81,7 @@ def isotropic(problem: Regression, start: DiagonalState, eta: float, steps: int,
     theta0 = torch.cat([start.u, start.v]).to(problem.X).expand(paths, -1)
     sde = IsotropicSDE(diagonal_model, problem, eta, Minibatch(), 2 * problem.d)
     noise = BrownianIncrements(seed, f"isotropic {eta}", paths, 2 * problem.d, dtype=theta0.dtype, device=theta0.device)
-    u, v = euler_maruyama(sde, theta0, eta, steps, noise).final.chunk(2, -1)
+    u, v = integrate(sde, theta0, eta, steps, noise).final.chunk(2, -1)
     return (u.square() - v.square()).abs().log().mean(-1) - start.log_alpha.mean()
 
 

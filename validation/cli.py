@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
 
+from validation.explore import EXPLORATIONS
+from validation.explore import explore as explore_model
 from validation.options import Parser, add_options, settings_from, unknown
 from validation.settings import RunSettings, SettingsError
 from validation.suite import SUITES, Progress, run_suite
@@ -38,12 +42,23 @@ def _main(argv: list[str]) -> int:
     validate.add_argument("--config", metavar="FILE", help="TOML file with these settings; options override it")
     validate.add_argument("--quiet", action="store_true", help="no progress, no table: verdict counts only")
     add_options(validate, RunSettings)
-    if argv and not argv[0].startswith("-") and argv[0] not in ("list", "validate"):
-        raise unknown("command", argv[0], ["list", "validate"])
+    explore = commands.add_parser("explore", help="simulate a built-in SDE and plot it", allow_abbrev=False)
+    models = explore.add_subparsers(dest="model", metavar="MODEL", parser_class=Parser)
+    parsers = {"list": validate, "validate": validate}
+    for name, kind in EXPLORATIONS.items():
+        parsers[name] = models.add_parser(name, help=kind.__doc__, description=kind.__doc__, allow_abbrev=False)
+        add_options(parsers[name], kind)
+    if argv and not argv[0].startswith("-") and argv[0] not in ("list", "validate", "explore"):
+        raise unknown("command", argv[0], ["list", "validate", "explore"])
+    if argv[:1] == ["explore"] and len(argv) > 1 and not argv[1].startswith("-") and argv[1] not in EXPLORATIONS:
+        raise unknown("model", argv[1], EXPLORATIONS)
     arguments, extra = parser.parse_known_args(argv)
     if extra:
-        options = [option for action in validate._actions for option in action.option_strings]
+        used = parsers.get(getattr(arguments, "model", None) or arguments.command, validate)
+        options = [option for action in used._actions for option in action.option_strings]
         raise unknown("option", extra[0].split("=")[0], options)
+    if arguments.command == "explore":
+        return _explore(explore, arguments)
     if arguments.command == "list":
         for name, summary in SUITES.items():
             print(f"{name:15s} {summary}")
@@ -58,6 +73,15 @@ def _main(argv: list[str]) -> int:
         if name not in SUITES:
             raise unknown("suite", name, SUITES)
     return _validate(settings, arguments.quiet)
+
+
+def _explore(parser: Parser, arguments: argparse.Namespace) -> int:
+    if arguments.model is None:
+        parser.print_help()
+        return 0
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "model")}
+    print(explore_model(arguments.model, settings_from(given, None, EXPLORATIONS[arguments.model])))
+    return 0
 
 
 def _validate(settings: RunSettings, quiet: bool) -> int:
@@ -84,7 +108,7 @@ def _validate(settings: RunSettings, quiet: bool) -> int:
         checks += outcome.checks
         claims += outcome.claims
         series.append(outcome.series)
-    origin = store.provenance(settings, device, time.perf_counter() - started)
+    origin = store.provenance(dataclasses.asdict(settings), device, time.perf_counter() - started)
     merged = xr.merge(series)
     try:
         store.set_aside(folder)

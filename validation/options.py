@@ -45,10 +45,11 @@ def add_options(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -
             )
 
 
-def settings_from(arguments: Mapping[str, Any], config: str | None) -> RunSettings:
+def settings_from(arguments: Mapping[str, Any], config: str | None, kind: type = RunSettings) -> Any:
     """Defaults, overridden by a TOML file, overridden by the command line.
 
     Args:
+        kind: the settings dataclass to fill.
         arguments: option name (``field`` or ``suite.field``) to raw value; ``None`` where not given.
 
     Raises:
@@ -56,7 +57,7 @@ def settings_from(arguments: Mapping[str, Any], config: str | None) -> RunSettin
     """
     layers = [_flatten(_read_toml(config))] if config else []
     layers.append({name: value for name, value in arguments.items() if value is not None})
-    return _build(RunSettings, {name: value for layer in layers for name, value in layer.items()}, "")
+    return _build(kind, {name: value for layer in layers for name, value in layer.items()}, "")
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> SettingsError:

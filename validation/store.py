@@ -22,7 +22,7 @@ import torch
 import xarray as xr
 
 from validation.check import Check
-from validation.settings import RunSettings, SettingsError
+from validation.settings import SettingsError
 
 FILES = ("checks.json", "checks.csv", "series.nc", "report.html")
 
@@ -59,13 +59,13 @@ def set_aside(folder: Path) -> None:
             path.rename(folder / f"earlier-{number}" / path.name)
 
 
-def provenance(settings: RunSettings, device: torch.device, seconds: float) -> dict[str, Any]:
+def provenance(settings: dict[str, Any], device: torch.device, seconds: float) -> dict[str, Any]:
     """What it takes to run it again: settings, versions, device, threads, commit (when there is one), command."""
     packages = ("valleydrift", "torch", "numpy", "scipy", "sympy", "torchsde", "numba", "matplotlib")
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join(["valleydrift", *sys.argv[1:]]),
-        "settings": dataclasses.asdict(settings),
+        "settings": settings,
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
@@ -89,7 +89,7 @@ def write_checks(folder: Path, checks: Sequence[Check], origin: dict[str, Any]) 
             f"{r['name']}: {r['predicted']:.6g} ({'rejected' if r['rejected'] else 'survives'})" for r in value
         )
 
-    with _replacing(folder / "checks.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with replacing(folder / "checks.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([cell(name, row[name]) for name in columns] for row in rows)
@@ -99,18 +99,18 @@ def write_series(folder: Path, series: xr.Dataset, origin: dict[str, Any]) -> No
     """series.nc (netCDF 4), with the provenance as an attribute."""
     series = series.assign_attrs(provenance=json.dumps(_finite(origin), ensure_ascii=False))
     encoding = {name: {"zlib": True, "complevel": 4} for name in series.data_vars}
-    with _replacing(folder / "series.nc") as temporary:
+    with replacing(folder / "series.nc") as temporary:
         series.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
 
 
 def write_text(path: Path, text: str) -> None:
     """The whole file or nothing."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[str]:
+def replacing(target: Path) -> Iterator[str]:
     """Write beside the target, then put it in place in one move."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
