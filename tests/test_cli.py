@@ -101,6 +101,12 @@ CASES = {
     "output not writable": ("validate --out /proc/valleydrift", "choose another with --out"),
     "missing option value": ("validate --seeds", "expected one argument"),
     "spread too wide": ("validate --stabilization.spread 0.5", "0.118"),
+    "unknown model": ("explore quartic-wel", "did you mean 'quartic-well'"),
+    "unknown parameter": ("explore logistic --sigm 1", "did you mean '--sigma'"),
+    "negative dt": ("explore logistic --dt -1", "positive"),
+    "one path": ("explore logistic --paths 1", "2 or more"),
+    "Milstein on general noise": ("explore diagonal --scheme milstein --out {tmp}/x", "choose EulerMaruyama"),
+    "batch too large": ("explore diagonal --batch-size 0 --out {tmp}/x", "1 or more"),
     "no settings file": ("validate --config {tmp}/absent.toml", "cannot be read"),
 }  # fmt: skip
 FILES = {
@@ -148,6 +154,28 @@ def test_list_and_help_do_not_import_torch():
     assert time.perf_counter() - start < 2
     assert "--diagonal.step-sizes" in shown.stdout
     assert "positive" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("quartic-well", ["--zeta", "2.5"]), ("ornstein-uhlenbeck", ["--scheme", "platen"]), ("logistic", []),
+        ("geometric-brownian-motion", []), ("diagonal", ["--n", "8", "--d", "12", "--nonzero", "3"]),
+    ],
+)  # fmt: skip
+def test_explore(model, options, tmp_path, capsys):
+    command = ["explore", model, "--time", "1", "--dt", "0.05", "--paths", "50", "--out", str(tmp_path), *options]
+    assert main(command) == 0
+    assert "mean at the end" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "exploration.json").read_text())
+    assert saved["provenance"]["settings"]["paths"] == 50
+    if model == "quartic-well":
+        assert saved["found"]["Lyapunov exponent at 0"] == pytest.approx(1.5 - 2.5**2 / 2)
+    with open(tmp_path / "exploration.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["time"]) == pytest.approx(1.0)
+    assert float(rows[-1]["quantile 0.05"]) <= float(rows[-1]["quantile 0.95"])
+    assert (tmp_path / "exploration.png").stat().st_size > 5000
 
 
 @pytest.mark.slow

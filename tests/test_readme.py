@@ -1,5 +1,6 @@
 """README's code runs as printed, and its numbers are those of the recorded run."""
 
+import os
 import re
 import subprocess
 import sys
@@ -22,3 +23,14 @@ def test_the_whole_idea_runs():
     assert abs(sde - change) < 0.2 * abs(change)
     quiet, noisy = map(float, re.search(r"gradient flow (\S+), SGD (\S+)", shown.stdout).groups())
     assert quiet > 5 * noisy
+
+
+def test_the_page_of_claims_is_what_the_suites_claim():
+    shown = subprocess.run(
+        [sys.executable, "-c", "import write_claims; print(write_claims.page(), end='')"],
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONPATH": f"{ROOT}/docs{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == (ROOT / "docs" / "claims.md").read_text(encoding="utf-8"), "run python docs/write_claims.py"
+    assert shown.stdout.count("###") >= 20

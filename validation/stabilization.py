@@ -61,6 +61,8 @@ DIES_OUT = Claim(
     "Control: share of runs whose loss ends below 1e-20; the bouncing stabilises inside the interval only.",
 )
 
+CLAIMS = [PROOF, ALTERNATION, BAND, LEVEL, ENTRY, CONTROL, DIES_OUT]
+
 
 def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outcome:
     """All checks of the suite."""
@@ -96,8 +98,7 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
         {"stabilization theta": (("stabilization_step", "eta", "seed"), kept)},
         coords={"stabilization_step": range(len(kept)), "eta": names},
     )
-    claims = [PROOF, ALTERNATION, BAND, LEVEL, ENTRY, CONTROL, DIES_OUT]
-    return Outcome(checks, claims, series)
+    return Outcome(checks, CLAIMS, series)
 
 
 def _proof_check(facts: dict[str, bool]) -> Check:
