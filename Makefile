@@ -30,6 +30,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/diagonal.py
+	$(BIN)/python benchmarks/sde.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info results

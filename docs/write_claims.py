@@ -1,4 +1,4 @@
-"""Write docs/claims.md: what each suite claims, as an equation, and what would falsify it.
+"""Write docs/claims/: a page per claim with its equation, what it means, what falsifies it and how to check it.
 
 Usage: python docs/write_claims.py
 """
@@ -6,22 +6,37 @@ Usage: python docs/write_claims.py
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 from validation.suite import SUITES
 
-HEAD = "# What is claimed\n\nWritten by `python docs/write_claims.py` from the suites themselves.\n"
+FOLDER = Path(__file__).parent / "claims"
 
 
-def page() -> str:
-    """The page as text."""
-    parts = [HEAD]
+def pages() -> dict[str, str]:
+    """File name to text, the index among them."""
+    found, index = {}, ["# What is claimed\n\nWritten by `python docs/write_claims.py` from the suites themselves.\n"]
     for suite, summary in SUITES.items():
-        parts.append(f"\n## Suite `{suite}`: {summary}\n")
+        index.append(f"\n## `{suite}`: {summary}\n\n")
         for claim in importlib.import_module(f"validation.{suite}").CLAIMS:
-            parts.append(f"\n### {claim.name}\n\n> {claim.equation}\n\n{claim.meaning}\n")
-    return "".join(parts)
+            name = (
+                f"{suite}-{re.sub('[^a-z0-9]+', '-', claim.name.lower().replace('α', 'alpha').replace('δ', 'delta'))}"
+            )
+            name = name.strip("-") + ".md"
+            index.append(f"- [{claim.name}]({name})\n")
+            found[name] = (
+                f"# {claim.name}\n\nSuite `{suite}`: {summary}.\n\n> {claim.equation}\n\n{claim.meaning}\n\n"
+                f"Checked by `valleydrift validate {suite}`: theory, measurement, standard error, runs that diverged, "
+                "rivals and verdict for every setting are in the section of this name in `report.html`, with a figure "
+                "of predicted against measured, and in `checks.json`.\n"
+            )
+    return found | {"README.md": "".join(index)}
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "claims.md").write_text(page(), encoding="utf-8")
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("*.md"):
+        old.unlink()
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")

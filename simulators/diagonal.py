@@ -48,6 +48,7 @@ def integrate_diagonal(
     logs = y0.clone().contiguous()
     w, kick = torch.empty(len(logs), d).double(), torch.empty(len(logs), d).double()
     squares, mean_square = X.square(), problem.mean_square.numpy()
+    offset, XT, r = -problem.y, X.T, torch.empty(len(logs), n).double()
     c, rate, own = torch.empty(len(logs), n).double(), np.empty((len(logs), 1)), np.empty(0)
     bad = np.full(len(logs), -1, dtype=np.int64)
     root, exact = math.sqrt(dt), isinstance(covariance, ExactCovariance)
@@ -56,7 +57,7 @@ def integrate_diagonal(
     for k in range(first_step, steps):
         if k in stops:
             recorder.record(k, logs.clone())
-        r = torch.addmm(-problem.y, w, X.T)
+        torch.addmm(offset, w, XT, out=r)
         if isinstance(covariance, ExactCovariance):
             scale = covariance.scale(n, k * dt)
             pulled = r @ X

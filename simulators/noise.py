@@ -49,7 +49,8 @@ class BrownianIncrements:
         self.seed, self.paths, self.channels = seed, paths, channels
         self._name, self._refine = (seed, stream), refine
         self._dtype, self._device = dtype, device
-        self._group = min(max(2048 // channels, 1), 32)  # paths that share a generator, whatever their number
+        # Paths that share a generator, whatever their number: a power of two of about 2560 normals a step.
+        self._group = min(1 << max(2560 // channels, 1).bit_length() - 1, 256)
         self._groups = -(-paths // self._group)
         self._steps = min(max(TOGETHER // (self._groups * self._group * channels), 1), CHAIN)
         self._generators: list[np.random.Generator] = []

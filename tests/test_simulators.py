@@ -140,7 +140,7 @@ def test_the_call_that_hangs_torchsde_returns():
     y0 = torch.ones(8, 1, dtype=torch.float64)
     run = sdeint(GeometricBrownianMotion(), y0, 0.1, 100, BrownianIncrements(0, "w", 8, 1))
     assert torch.isfinite(run.final).all()
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 1
 
 
 def test_clock_is_exact_in_float32():
@@ -232,7 +232,8 @@ def test_stop_and_resume_bit_for_bit(small):
     assert torch.equal(integrate(sde, half.final, changing, 100, noise, first_step=37).final, whole.final)
 
 
-def test_a_million_steps_of_a_thousandth_are_a_million_steps():
+@pytest.mark.parametrize("steps", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_steps_of_a_thousandth_are_counted_exactly(steps):
     """A float32 state does not make a float32 clock: T = 1000 takes exactly 10^6 steps of 10^-3."""
 
     class Counting(GeometricBrownianMotion):
@@ -244,13 +245,12 @@ def test_a_million_steps_of_a_thousandth_are_a_million_steps():
             return 0 * y, 0 * y
 
     sde = Counting()
-    steps = int(steps_at([1000.0], 1e-3)[0])
-    assert steps == 1_000_000
+    assert int(steps_at([steps / 1000], 1e-3)[0]) == steps
     noise = BrownianIncrements(0, "w", 1, 1, dtype=torch.float32)
-    run = integrate(sde, torch.ones(1, 1), 1e-3, 20_000, noise)  # 2 % of them
+    run = integrate(sde, torch.ones(1, 1), 1e-3, steps, noise)
     assert run.final.dtype == torch.float32
-    assert sde.calls == 20_000
-    assert sde.last == 19_999 * 1e-3
+    assert sde.calls == steps
+    assert sde.last == (steps - 1) * 1e-3
 
 
 def test_save_times_off_the_grid_and_absurd_lengths():
