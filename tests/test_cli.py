@@ -176,6 +176,10 @@ def test_explore(model, options, tmp_path, capsys):
     assert float(rows[-1]["time"]) == pytest.approx(1.0)
     assert float(rows[-1]["quantile 0.05"]) <= float(rows[-1]["quantile 0.95"])
     assert (tmp_path / "exploration.png").stat().st_size > 5000
+    first = (tmp_path / "exploration.csv").read_bytes()
+    assert main([*command, "--seed", "1"]) == 0
+    assert (tmp_path / "earlier-1" / "exploration.csv").read_bytes() == first
+    assert (tmp_path / "exploration.csv").read_bytes() != first
 
 
 @pytest.mark.slow

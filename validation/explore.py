@@ -13,6 +13,7 @@ from typing import Any, Literal
 from validation.settings import SettingsError, option
 
 SchemeName = Literal["euler-maruyama", "milstein", "platen"]
+FILES = ("exploration.json", "exploration.csv", "exploration.png")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -122,6 +123,7 @@ def explore(name: str, settings: Exploration) -> str:
     times = (at * settings.dt).numpy()
     diverged = int((~run.finite).sum())
     summary = facts | {"mean at the end": _mean(values[-1]), "diverged paths": diverged}
+    store.set_aside(folder, FILES)
     origin = store.provenance(dataclasses.asdict(settings), torch.device("cpu"), 0.0)
     store.write_text(folder / "exploration.json", json.dumps({"provenance": origin, "found": summary}, indent=1) + "\n")
     _write_csv(folder / "exploration.csv", times, values)

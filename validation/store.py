@@ -47,9 +47,9 @@ def prepare(out: str) -> Path:
     return folder
 
 
-def set_aside(folder: Path) -> None:
-    """Move an earlier run's files to ``earlier-N`` inside the folder, so that nothing is lost."""
-    found = [folder / name for name in FILES if (folder / name).exists()]
+def set_aside(folder: Path, names: Sequence[str] = FILES) -> None:
+    """Move an earlier run's files of these names to ``earlier-N`` inside the folder, so that nothing is lost."""
+    found = [folder / name for name in names if (folder / name).exists()]
     if found:
         number = 1
         while (folder / f"earlier-{number}").exists():
