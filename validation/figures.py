@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -30,6 +31,21 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "",
 }
+
+
+@dataclass(frozen=True)
+class SavedFigure:
+    """A figure drawn from a run's saved series alone.
+
+    Attributes:
+        title: one line that says what it shows and which figure of which paper it corresponds to.
+        variables: names of the series it needs; its CSV holds exactly these.
+        draw: makes the figure from the dataset.
+    """
+
+    title: str
+    variables: tuple[str, ...]
+    draw: Callable[[xr.Dataset], Figure]
 
 
 def claim_figure(checks: Sequence[Check]) -> Figure:
