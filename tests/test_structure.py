@@ -15,7 +15,8 @@ MAY_IMPORT = {
 }
 VOCABULARY = {
     "theory", "theory.problem", "theory.schedule", "theory.trajectory", "theory.observables", "theory.minibatch",
-    "theory.diagonal", "theory.streams",
+    "theory.diagonal", "theory.streams", "theory.relu_network", "theory.relu_init", "theory.relu_problems",
+    "theory.relu_published", "theory.sparsity",
 }  # fmt: skip
 
 

@@ -10,6 +10,39 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Warmup:
+    """A step size that grows: η₀ · (1 + (F - 1)(k/N)^e) while k <= int(fraction · N), constant from there on.
+
+    The growth is in units of the whole run, as in AVPF's code: the peak is η₀ · (1 + (F - 1) fraction^e), and F itself
+    would be reached after N steps.
+
+    Attributes:
+        fraction: of the run that the warmup lasts, in [0, 1].
+        factor: F > 0.
+        exponent: e > 0; 1 is a linear warmup.
+
+    Raises:
+        ValueError: a fraction outside [0, 1], a factor or exponent that is not positive and finite.
+    """
+
+    fraction: float
+    factor: float
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.fraction <= 1 and 0 < self.factor < float("inf") and 0 < self.exponent < float("inf")):
+            raise ValueError(
+                f"warmup by {self.factor} over {self.fraction} of the run with exponent {self.exponent} is not usable: "
+                "choose a fraction in [0, 1] and a positive factor and exponent."
+            )
+
+    def growth(self, steps: int) -> Tensor:
+        """η_k / η₀ without decays for k = 0 … N-1, shape (steps,), float64."""
+        progress = torch.arange(steps, dtype=torch.float64).clamp(max=int(self.fraction * steps)) / max(steps, 1)
+        return 1 + (self.factor - 1) * progress**self.exponent
+
+
+@dataclass(frozen=True)
 class Schedule:
     """A step size that is divided by given factors at given fractions of the run.
 
@@ -19,6 +52,9 @@ class Schedule:
     Attributes:
         step_size: η₀ > 0.
         decays: pairs (fraction in [0, 1], factor > 0).
+        warmup: growth of the step size at the start, or ``None``.
+        decay_at_once: the step with index int(fraction · N) is the first at the smaller size instead (k >= in place of
+            k >), as in AVPF's code for ReLU networks.
 
     Raises:
         ValueError: a step size or factor that is not positive and finite, a fraction outside [0, 1].
@@ -26,6 +62,8 @@ class Schedule:
 
     step_size: float
     decays: tuple[tuple[float, float], ...] = ()
+    warmup: Warmup | None = None
+    decay_at_once: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size < float("inf"):
@@ -40,14 +78,25 @@ class Schedule:
     def step_sizes(self, steps: int) -> Tensor:
         """η_0 … η_{N-1}, shape (steps,), float64."""
         sizes = torch.full((steps,), float(self.step_size), dtype=torch.float64)
+        if self.warmup is not None:
+            sizes *= self.warmup.growth(steps)
+        return sizes / self.decay_factors(steps)
+
+    def decay_factors(self, steps: int) -> Tensor:
+        """The product of the factors by which η_k has been divided, k = 0 … N-1, shape (steps,), float64."""
+        product = torch.ones(steps, dtype=torch.float64)
         for fraction, factor in self.decays:
-            sizes[int(fraction * steps) + 1 :] /= factor
-        return sizes
+            product[int(fraction * steps) + (not self.decay_at_once) :] *= factor
+        return product
 
     @property
     def label(self) -> str:
-        """Short text for tables and legends, e.g. ``η=0.282, /4.8 at 10%``."""
-        return f"η={self.step_size:g}" + "".join(f", /{factor:g} at {at:.0%}" for at, factor in self.decays)
+        """Short text for tables and legends, e.g. ``η=0.282, /4.8 at 10%`` or ``η=0.08→0.206, /3.5 at 10%``."""
+        start = f"η={self.step_size:g}"
+        if self.warmup is not None:
+            peak = self.step_size * (1 + (self.warmup.factor - 1) * self.warmup.fraction**self.warmup.exponent)
+            start += f"→{peak:.3g}"
+        return start + "".join(f", /{factor:g} at {at:.0%}" for at, factor in self.decays)
 
 
 def sde_time(step_sizes: Tensor) -> Tensor:
