@@ -67,6 +67,11 @@ class FlatNet:
         self.buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
         self.has_batch_norm = any(isinstance(part, _BatchNorm) for part in module.modules())
 
+    @property
+    def module(self) -> nn.Module:
+        """The copy in eval mode, to look at."""
+        return self._eval
+
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views of θ of shape (p,)."""
         parts = zip(self._shapes.items(), theta.split(self._sizes), strict=True)

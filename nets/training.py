@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nets.mlp_gradient import dense_gradient
 from nets.objective import Objective
 from theory.minibatch import Minibatch
 from theory.schedule import Schedule, stack_step_sizes
@@ -100,8 +101,8 @@ def train(
         batch: minibatch size and sampling; 32 with replacement by default.
         probes: what to measure; functions see a :class:`TrainingState`.
         direction: turns the gradients, shape (schedules, seeds, p), into what is stepped along, given the state.
-        together: differentiate all runs in one batched pass (small networks) or one after the other (large ones, and
-            always with BatchNorm); by default together where p < 20 000.
+        together: differentiate all runs in one batched pass, or one after the other (always so with BatchNorm). By
+            default together where p < 20 000, unless convolutions run on a CPU, where batching them does not pay.
         progress: called with the number of steps done.
 
     Returns:
@@ -120,8 +121,7 @@ def train(
     state = _state(objective, start, len(schedules), len(seeds), steps)
     eta = stack_step_sizes(schedules, steps).to(state.theta)
     recorder, draws = Recorder(probes or {}, steps, state.step), Batches(objective.n, batch, seeds, root_seed)
-    together = objective.p < 20_000 if together is None else together
-    gradients = _together if together and not objective.net.buffers else _one_by_one
+    gradients = _gradients(objective, _batching_pays(objective) if together is None else together)
     due, limit = set(recorder.stops), min(OVERFLOW, torch.finfo(state.theta.dtype).max ** 0.5)
     for k in range(state.step, steps):
         if k in due:
@@ -142,6 +142,37 @@ def train(
     if progress:
         progress(steps)
     return Trajectory(recorder.series(state.first_bad_step), state, state.first_bad_step, ("schedule", "seed"))
+
+
+Gradients = Callable[[Objective, TrainingState, Tensor | None], tuple[Tensor, Tensor]]
+
+
+def _batching_pays(objective: Objective) -> bool:
+    convolves = any(isinstance(part, nn.Conv2d) for part in objective.net.module.modules())
+    return objective.p < 20_000 and not (convolves and objective.X.device.type == "cpu")
+
+
+def _gradients(objective: Objective, together: bool) -> Gradients:
+    """How gradients are found: written out where the network is a small fully connected one, else by autograd."""
+    if not together or objective.net.buffers:
+        return _one_by_one
+    dense = dense_gradient(objective.net, objective.loss)
+    if dense is None:
+        return _together
+    written = dense
+
+    def by_hand(objective: Objective, state: TrainingState, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        S, R, p = state.theta.shape
+        pick = slice(None) if rows is None else rows
+        X, labels = objective.X[pick], objective.labels[pick]
+        if rows is None:
+            X, labels = X.unsqueeze(0), labels.unsqueeze(0)
+        elif S > 1:
+            X, labels = X.repeat(S, *[1] * (X.ndim - 1)), labels.repeat(S, 1)
+        gradient, losses = written(state.theta.view(S * R, p), X, labels)
+        return gradient.view(S, R, p), losses.view(S, R)
+
+    return by_hand
 
 
 def _together(objective: Objective, state: TrainingState, rows: Tensor | None) -> tuple[Tensor, Tensor]:
