@@ -1,0 +1,132 @@
+"""Sparsity measures, one definition each: how many different features a network has, and of what rank they are.
+
+Leading axes of the arguments are batch axes (schedules, seeds, times); results keep them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from theory.relu_network import ReluNetwork
+
+BLOCKS = 4
+CHUNK = 2**24
+
+
+def distinct_units(activations: Tensor, threshold: float = 0.99, normalize: bool = True) -> Tensor:
+    """Which units stay when those never active and all but the last of each group of duplicates are dropped.
+
+    A unit is a duplicate if |Pearson correlation| with a *later* unit exceeds ``threshold``. This is what the
+    published scan keeps, which deletes one unit at a time: a unit that is reached has only kept units before it, and
+    none of them is its duplicate, or it would have gone when it was reached itself. A unit of constant activation has
+    no correlation and stays.
+
+    Args:
+        activations: shape (..., n, m), n inputs and m units.
+        threshold: 0.99 for small networks, 0.999 in one dimension, 0.95 for deep networks.
+        normalize: divide each input's activations by their norm first (rows of zeros stay zeros).
+
+    Returns:
+        shape (..., m), bool.
+
+    Source: Andriushchenko et al. (2023), feature sparsity coefficient, and their code.
+    """
+    phi = _unit_rows(activations) if normalize else activations
+    alive = (phi > 0).any(-2)
+    centred = phi - phi.mean(-2, keepdim=True)
+    norm = torch.linalg.vector_norm(centred, dim=-2)
+    constant = (phi == phi[..., :1, :]).all(-2)
+    scale = torch.where(alive & ~constant, 1 / norm, 0.0)  # a dropped or constant unit correlates with none
+    units = phi.shape[-1]
+    size = max(units if units < 128 else -(-units // BLOCKS), 1)
+    duplicate = torch.zeros_like(alive)
+    for begin in range(0, units, size):  # only the part of the correlation matrix above the diagonal is needed
+        end = min(begin + size, units)
+        products = centred[..., begin:end].transpose(-1, -2) @ centred[..., begin:]
+        limit = threshold / scale[..., begin:].unsqueeze(-2) / scale[..., begin:end].unsqueeze(-1)
+        duplicate[..., begin:end] = (products.abs() > limit).triu(1).any(-1)
+    return alive & ~duplicate
+
+
+def feature_sparsity(activations: Tensor, threshold: float = 0.99, normalize: bool = True) -> Tensor:
+    """The share of the n·m activations that are non-zero and belong to distinct units, shape (...).
+
+    Arguments and source are those of :func:`distinct_units`.
+
+    >>> phi = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> feature_sparsity(phi, normalize=False)  # units 1 and 2 are duplicates: (2 + 2) / 12
+    tensor(0.3333)
+    """
+    kept = distinct_units(activations, threshold, normalize)
+    nonzero = (activations != 0).sum(-2).to(activations)
+    return (nonzero * kept).sum(-1) / (activations.shape[-2] * activations.shape[-1])
+
+
+def distinct_features(activations: Tensor, threshold: float = 0.99, normalize: bool = True) -> Tensor:
+    """The number of distinct units, shape (...); see :func:`distinct_units`."""
+    return distinct_units(activations, threshold, normalize).sum(-1).to(activations)
+
+
+def active_fraction(activations: Tensor) -> Tensor:
+    """The share of the n·m activations that are positive, duplicates counted, shape (...)."""
+    return (activations > 0).to(activations).mean((-2, -1))
+
+
+def pattern_distance(preactivations: Tensor, start: Tensor) -> Tensor:
+    """The share of the n·m ReLUs that are on in one state and off in the other, shape (...)."""
+    return ((preactivations > 0) != (start > 0)).to(preactivations).mean((-2, -1))
+
+
+def effective_rank(singular_values: Tensor, exponential: bool = False) -> Tensor:
+    """-Σ p ln p with p = σ/Σσ over non-zero σ (..., k), or its ``exponential``, shape (...).
+
+    AVPF print the entropy itself; the exponential counts directions.
+    Source: Roy, Vetterli (2007), Eq. 3; Andriushchenko et al. (2023).
+
+    >>> effective_rank(torch.tensor([2.0, 2.0, 0.0]), exponential=True)
+    tensor(2.)
+    """
+    p = singular_values / singular_values.sum(-1, keepdim=True)
+    entropy = -torch.special.xlogy(p, p).sum(-1)
+    return entropy.exp() if exponential else entropy
+
+
+def numerical_rank(matrix: Tensor, threshold: float = 1e-4) -> Tensor:
+    """#{σ_i / σ_1 > threshold} of matrices (..., r, c), shape (...); 0 for zero matrices and where one is not finite.
+
+    Source: Andriushchenko et al. (2023), rank of the Jacobian.
+    """
+    finite = torch.isfinite(matrix).all((-2, -1))
+    singular = torch.linalg.svdvals(matrix.where(finite[..., None, None], 0.0))
+    return (singular > threshold * singular[..., :1]).sum(-1).to(matrix)
+
+
+def jacobian_rank(network: ReluNetwork, theta: Tensor, X: Tensor, threshold: float = 1e-4) -> Tensor:
+    """The rank of Φ(θ) on inputs X, AVPF's choice being the first p held-out ones, shape (...) for θ (..., p).
+
+    Replicates are taken in chunks, so memory stays bounded over long trajectories.
+    """
+    flat = theta.reshape(-1, theta.shape[-1])
+    chunk = max(1, CHUNK // (len(X) * network.size))
+    ranks = [numerical_rank(network.jacobian(part, X), threshold) for part in flat.split(chunk)]
+    return torch.cat(ranks).reshape(theta.shape[:-1])
+
+
+def nuclear_norm(matrix: Tensor) -> Tensor:
+    """Σ σ_i of matrices (..., r, c), shape (...)."""
+    return torch.linalg.svdvals(matrix).sum(-1)
+
+
+def neuron_vectors(network: ReluNetwork, theta: Tensor) -> Tensor:
+    """w_j |a_j| of the first layer's units, shape (..., m, d): where each looks and how much it contributes.
+
+    In deeper networks |a_j| is the norm of the weights out of unit j.
+    """
+    (inner, _), (outer, _) = network.split(theta)[:2]
+    return inner * torch.linalg.vector_norm(outer, dim=-2).unsqueeze(-1)
+
+
+def _unit_rows(activations: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(activations, dim=-1, keepdim=True)
+    return torch.where(norm > 0, activations / norm, 0.0)
