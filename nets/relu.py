@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from theory.problem import Regression
 from theory.relu_network import ReluNetwork
 from theory.schedule import Schedule, stack_step_sizes
 from theory.trajectory import Probe, Recorder, Trajectory
+
+if TYPE_CHECKING:
+    from nets.relu_compiled import CompiledEngine
 
 BLOCK = 1024
 EngineName = Literal["auto", "compiled", "literal"]
@@ -120,8 +123,15 @@ def gd(
 
 def _engine(
     name: EngineName, network: ReluNetwork, problem: Regression, theta: Tensor, loss: LossName, averaging: float
-) -> LiteralEngine:
-    return LiteralEngine(network, problem, theta, loss == "logistic", averaging)
+) -> CompiledEngine | LiteralEngine:
+    compilable = problem.X.device.type == "cpu" and problem.X.dtype == torch.float64
+    if name == "literal" or (name == "auto" and not compilable):
+        return LiteralEngine(network, problem, theta, loss == "logistic", averaging)
+    if not compilable:
+        raise ValueError("the compiled engine needs float64 data on the CPU: choose engine='auto'.")
+    from nets.relu_compiled import CompiledEngine
+
+    return CompiledEngine(network, problem, theta, loss == "logistic", averaging)
 
 
 def _start(network: ReluNetwork, problem: Regression, start: Tensor, schedules: int, seeds: int) -> Tensor:
