@@ -125,7 +125,7 @@ class Objective:
         # Evaluations never update running statistics: batch statistics work on copies.
         self._buffers = {name: b.clone() for name, b in (self.net.buffers if buffers is None else buffers).items()}
         self.batch_statistics = batch_statistics
-        self._chunk = chunk or len(X)
+        self._chunk = len(X) if chunk is None else chunk
         theta = self.net.theta
         if X.device != theta.device or labels.device != theta.device:
             raise ValueError(
@@ -162,6 +162,20 @@ class Objective:
     def outputs(self, theta: Tensor, X: Tensor) -> Tensor:
         """h_θ(X), shape (n, classes), for θ of shape (p,)."""
         return self.net.outputs(theta, X, self._buffers, self.batch_statistics and self.net.has_batch_norm)
+
+    def at_buffers(self, buffers: Mapping[str, Tensor]) -> Objective:
+        """The same objective with other running statistics."""
+        return self._with(self.X, self.labels, buffers) if buffers else self
+
+    def on(self, rows: Tensor) -> Objective:
+        """The loss of these samples alone (indices, repeated ones count twice)."""
+        return self._with(self.X[rows], self.labels[rows], self._buffers)
+
+    def _with(self, X: Tensor, labels: Tensor, buffers: Mapping[str, Tensor]) -> Objective:
+        other = copy.copy(self)
+        other.X, other.labels, other.n = X, labels, len(X)
+        other._buffers = {name: b.clone() for name, b in buffers.items()}
+        return other
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels, chunk by chunk."""

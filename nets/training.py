@@ -52,9 +52,11 @@ Direction = Callable[[TrainingState, Tensor], Tensor]
 class Batches:
     """Minibatches as a pure function of (root seed, seed, step); of size n without replacement: all samples."""
 
-    def __init__(self, n: int, batch: Minibatch, seeds: Sequence[int], root_seed: int = 0) -> None:
+    def __init__(
+        self, n: int, batch: Minibatch, seeds: Sequence[int], root_seed: int = 0, name: str = "batches"
+    ) -> None:
         batch.variance_factor(n)  # says so when the batch cannot be drawn
-        self._n, self._batch, self._seeds, self._root = n, batch, list(seeds), root_seed
+        self._n, self._batch, self._seeds, self._root, self._name = n, batch, list(seeds), root_seed, name
         self._index, self._block = -1, torch.empty(0)
         self.full = not batch.replacement and batch.size == n
 
@@ -62,7 +64,7 @@ class Batches:
         """Indices of the samples of one step, shape (seeds, B), int64, on the CPU."""
         index, offset = divmod(step, BLOCK)
         if index != self._index:
-            drawn = [self._draw(named_generator(self._root, "batches", seed, block=index)) for seed in self._seeds]
+            drawn = [self._draw(named_generator(self._root, self._name, seed, block=index)) for seed in self._seeds]
             self._index, self._block = index, torch.from_numpy(np.stack(drawn))
         return self._block[:, offset]
 
