@@ -1,24 +1,29 @@
-"""The diagonal network's SDE as a fused loop on the CPU: two matrix products and two compiled passes a step.
+"""The diagonal network's SDE as a fused loop on the CPU: each thread takes its paths through many steps at a time.
 
-Equal to ``integrate(DiagonalSDE(problem, covariance), ...)`` on equal increments, to rounding.
+Equal to ``integrate(DiagonalSDE(problem, covariance), ...)`` on equal increments, to rounding. Paths are taken in
+chunks that stay in cache; increments are drawn where they are used, and nothing waits for the other chunks.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numba import njit, prange
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from simulators.integrate import check_run
 from simulators.noise import BrownianIncrements
+from simulators.normals import fill_row
 from theory.diagonal_sde import DiagonalSDE
 from theory.problem import Regression
 from theory.sde import ExactCovariance, LabelNoise
 from theory.trajectory import Probe, Recorder, Trajectory
+
+CHUNK = 32  # paths
+STEPS = 256  # taken between two returns to Python
 
 
 def integrate_diagonal(
@@ -44,57 +49,37 @@ def integrate_diagonal(
     if y0.device.type != "cpu" or y0.dtype != torch.float64:
         raise ValueError("the fused loop is for float64 on the CPU: use integrate(DiagonalSDE(...)) elsewhere.")
     recorder = Recorder(probes or {}, steps, first_step)
-    X, n, d = problem.X.contiguous(), problem.n, problem.d
-    logs = y0.clone().contiguous()
-    w, kick = torch.empty(len(logs), d).double(), torch.empty(len(logs), d).double()
-    squares, mean_square = X.square(), problem.mean_square.numpy()
-    offset, XT, r = -problem.y, X.T, torch.empty(len(logs), n).double()
-    c, rate, own = torch.empty(len(logs), n).double(), np.empty((len(logs), 1)), np.empty(0)
+    X, logs = np.ascontiguousarray(problem.X.numpy()), y0.clone().contiguous()
+    XT, exact = np.ascontiguousarray(X.T), isinstance(covariance, ExactCovariance)
+    squares = X**2 if exact else np.empty((0, 0))
     bad = np.full(len(logs), -1, dtype=np.int64)
-    root, exact = math.sqrt(dt), isinstance(covariance, ExactCovariance)
-    stops = set(recorder.stops)
-    _weights(logs.numpy(), w.numpy())
-    for k in range(first_step, steps):
-        if k in stops:
-            recorder.record(k, logs.clone())
-        torch.addmm(offset, w, XT, out=r)
-        if isinstance(covariance, ExactCovariance):
-            scale = covariance.scale(n, k * dt)
-            pulled = r @ X
-            variation = (r.square() @ squares).sub_(pulled.square() / n).mul_(scale)
-            xi = noise(k)
-            c = (xi - xi.mean(1, keepdim=True)).mul_(r).mul_(root * math.sqrt(scale))
-            torch.mm(c, X, out=kick)
-            kick.sub_(pulled, alpha=dt / n)
-            rate = variation.mul_(dt / 2).numpy()
-        else:
-            # s² = 2ηδκ/n = per_level·δ; a level of None is the state's own loss.
-            per_level = 2 * covariance.scale(n, k * dt)
-            level = covariance.level(k * dt) if callable(covariance.level) else covariance.level
-            levels = own if level is None else torch.as_tensor(level, dtype=torch.float64).expand(len(logs)).numpy()
-            _label_noise(r.numpy(), noise(k).numpy(), c.numpy(), rate, per_level, levels, root, dt)
-            torch.mm(c, X, out=kick)
-        _advance(logs.numpy(), w.numpy(), kick.numpy(), rate, mean_square, exact, bad, k + 1)
-    if steps in stops:
-        recorder.record(steps, logs.clone())
+    k = first_step
+    with threadpool_limits(limits=1, user_api="blas"):  # the chunks are the threads
+        for stop in sorted({*recorder.stops, steps}):
+            while k < stop:
+                times = [dt * step for step in range(k, min(k + STEPS, stop))]
+                scales, levels = _scales(covariance, problem.n, times, len(logs))
+                _advance(
+                    logs.numpy(), X, XT, squares, problem.y.numpy(), problem.mean_square.numpy(), noise.key,
+                    noise.refine, k, dt, scales, levels, bad,
+                )  # fmt: skip
+                k += len(times)
+            if stop in recorder.stops:
+                recorder.record(stop, logs.clone())
     first_bad_step = torch.from_numpy(bad)
     return Trajectory(recorder.series(first_bad_step), logs, first_bad_step, ("path",))
 
 
-@njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
-def _label_noise(r, xi, c, rate, per_level, levels, root, dt):  # type: ignore[no-untyped-def]
-    """c = s ξ √dt - r dt/n and the rate s² n dt/2 of -ln α per unit of mean square; s² = per_level·δ."""
-    paths, n = r.shape
-    for p in prange(paths):
-        level = 0.0
-        for i in range(n):
-            level += r[p, i] * r[p, i]
-        level = levels[p] if len(levels) else level / (2 * n)
-        variance = per_level * level
-        scale = root * np.sqrt(variance)
-        rate[p, 0] = variance * n * dt / 2
-        for i in range(n):
-            c[p, i] = scale * xi[p, i] - r[p, i] * (dt / n)
+def _scales(
+    covariance: LabelNoise | ExactCovariance, n: int, times: list[float], paths: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per step: ηκ/n, and for label noise the level δ, shape (steps, paths), or (steps, 0) for the state's own loss."""
+    scales = np.array([covariance.scale(n, t) for t in times])
+    if isinstance(covariance, ExactCovariance) or covariance.level is None:
+        return scales, np.empty((len(times), 0))
+    level = covariance.level
+    found = [torch.as_tensor(level(t) if callable(level) else level, dtype=torch.float64) for t in times]
+    return scales, torch.stack([value.expand(paths) for value in found]).numpy()
 
 
 @njit(cache=True, inline="always", error_model="numpy")
@@ -132,32 +117,77 @@ def _predictor(logs, w, mantissa, bits, powers):  # type: ignore[no-untyped-def]
         w[j] = 0.25 * (mantissa[j] * powers[j] - mantissa[d + j] * powers[d + j])
 
 
-@njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _weights(logs, w):  # type: ignore[no-untyped-def]
-    """The predictors of all paths."""
-    paths, d = w.shape
-    for p in prange(paths):
-        mantissa, bits = np.empty(2 * d), np.empty(2 * d, dtype=np.int64)
-        _predictor(logs[p], w[p], mantissa, bits, bits.view(np.float64))
+@njit(cache=True, error_model="numpy")
+def _increments(key, refine, step, first, out, spare):  # type: ignore[no-untyped-def]
+    """What :class:`~simulators.noise.BrownianIncrements` returns for a step, from number ``first`` on."""
+    fill_row(key, step * refine, first, out)
+    for fine in range(1, refine):
+        fill_row(key, step * refine + fine, first, spare)
+        out += spare
+    if refine > 1:
+        out /= np.sqrt(refine)
 
 
 @njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _advance(logs, w, kick, rate, mean_square, exact, first_bad_step, step):  # type: ignore[no-untyped-def]
-    """ln a += kick - q, ln b -= kick + q, and the new w; a path that stops being finite keeps its last state."""
-    paths, d = w.shape
-    for p in prange(paths):
-        if first_bad_step[p] >= 0:
-            continue
-        total = 0.0
-        for j in range(d):
-            total += abs(kick[p, j])
-        if not np.isfinite(total):
-            first_bad_step[p] = step
-            continue
-        row, push = logs[p], kick[p]
-        for j in range(d):
-            q = rate[p, j] if exact else rate[p, 0] * mean_square[j]
-            row[j] += push[j] - q
-            row[d + j] -= push[j] + q
+def _advance(  # type: ignore[no-untyped-def]
+    logs, X, XT, squares, y, mean_square, key, refine, first_step, dt, scales, levels, first_bad_step
+):
+    """``len(scales)`` steps of every path; one that stops being finite keeps its last state.
+
+    With c = s ξ √dt - r dt/n, both ln a += Xᵀc - q and ln b -= Xᵀc + q; q is half the variance of Xᵀc.
+    """
+    paths, n, d = len(logs), len(y), len(mean_square)
+    exact, root = len(squares) > 0, np.sqrt(dt)
+    for chunk in prange(-(-paths // CHUNK)):
+        begin = chunk * CHUNK
+        size = min(CHUNK, paths - begin)
+        xi, spare = np.empty(size * n), np.empty(size * n if refine > 1 else 0)
+        w, kick, r, c = np.empty((size, d)), np.empty((size, d)), np.empty((size, n)), np.empty((size, n))
+        pulled, variation = np.empty((size, d)), np.empty((size, d))
         mantissa, bits = np.empty(2 * d), np.empty(2 * d, dtype=np.int64)
-        _predictor(row, w[p], mantissa, bits, bits.view(np.float64))
+        powers = bits.view(np.float64)
+        for p in range(size):
+            _predictor(logs[begin + p], w[p], mantissa, bits, powers)
+        for s in range(len(scales)):
+            np.dot(w, XT, r)
+            _increments(key, refine, first_step + s, begin * n, xi, spare)
+            for p in range(size):
+                own, mean_xi = 0.0, 0.0
+                for i in range(n):
+                    r[p, i] -= y[i]
+                    own += r[p, i] * r[p, i]
+                    mean_xi += xi[p * n + i]
+                if exact:
+                    spread, mean_xi = root * np.sqrt(scales[s]), mean_xi / n
+                    for i in range(n):
+                        c[p, i] = (spread * (xi[p * n + i] - mean_xi) - dt / n) * r[p, i]
+                else:
+                    level = levels[s, begin + p] if levels.shape[1] else own / (2 * n)
+                    variance = 2 * scales[s] * level  # s² = 2ηδκ/n
+                    for j in range(d):
+                        variation[p, j] = variance * n * mean_square[j]
+                    spread = root * np.sqrt(variance)
+                    for i in range(n):
+                        c[p, i] = spread * xi[p * n + i] - r[p, i] * (dt / n)
+            np.dot(c, X, kick)
+            if exact:
+                np.dot(r, X, pulled)
+                np.dot(r * r, squares, variation)
+                for p in range(size):
+                    for j in range(d):
+                        variation[p, j] = (variation[p, j] - pulled[p, j] * pulled[p, j] / n) * scales[s]
+            for p in range(size):
+                if first_bad_step[begin + p] >= 0:
+                    continue
+                total = 0.0
+                for j in range(d):
+                    total += abs(kick[p, j])
+                if not np.isfinite(total):
+                    first_bad_step[begin + p] = first_step + s + 1
+                    continue
+                row = logs[begin + p]
+                for j in range(d):
+                    q = variation[p, j] * (dt / 2)
+                    row[j] += kick[p, j] - q
+                    row[d + j] -= kick[p, j] + q
+                _predictor(row, w[p], mantissa, bits, powers)
