@@ -15,6 +15,7 @@ from theory.minibatch import Minibatch
 from theory.problem import Regression
 from theory.relu_network import ReluNetwork
 from theory.schedule import Schedule, stack_step_sizes
+from theory.sparsity import active_fraction, distinct_features, feature_sparsity
 from theory.trajectory import Probe, Recorder, Trajectory
 
 if TYPE_CHECKING:
@@ -23,6 +24,40 @@ if TYPE_CHECKING:
 BLOCK = 1024
 EngineName = Literal["auto", "compiled", "literal"]
 LossName = Literal["squared", "logistic"]
+
+
+def standard_measurements(
+    network: ReluNetwork, problem: Regression, threshold: float = 0.99
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Losses and sparsity of every hidden layer on the training inputs, by the names used in results.
+
+    With one hidden layer the sparsity measures are called "sparsity", "distinct features", "active fraction"; with
+    more, "sparsity 1", "sparsity 2", … from the inputs up.
+    """
+
+    def loss(X: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda theta: (network(theta, X) - y).square().mean(-1) / 2
+
+    measures = {"train loss": loss(problem.X, problem.y), "test loss": loss(problem.X_test, problem.y_test)}
+    for layer in range(1, network.depth):
+        suffix = f" {layer}" if network.depth > 2 else ""
+        measures |= {
+            name + suffix: measure for name, measure in _layer_measurements(network, problem, threshold, layer)
+        }
+    return measures
+
+
+def _layer_measurements(
+    network: ReluNetwork, problem: Regression, threshold: float, layer: int
+) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
+    def of(measure: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda theta: measure(network.activations(theta, problem.X, layer))
+
+    return [
+        ("sparsity", of(lambda phi: feature_sparsity(phi, threshold))),
+        ("distinct features", of(lambda phi: distinct_features(phi, threshold))),
+        ("active fraction", of(active_fraction)),
+    ]
 
 
 def sgd(

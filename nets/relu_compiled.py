@@ -1,6 +1,6 @@
 """A ReLU network's SGD as one compiled loop, several runs side by side in each instruction (CPU, float64).
 
-Parameters of LANES runs lie next to each other, so every operation on a weight is one over runs, whatever the widths;
+Parameters of up to 32 runs lie next to each other, so every operation on a weight is one over runs, whatever the widths;
 threads share the groups of runs. A run's numbers are the same to the bit however many run beside it. The readable
 twin is :class:`nets.relu_torch.LiteralEngine`; the two agree to rounding on equal draws.
 """
@@ -15,8 +15,7 @@ from torch import Tensor
 from theory.problem import Regression
 from theory.relu_network import ReluNetwork
 
-VECTOR = 8
-CACHED = 4096  # parameters × lanes that stay in the fastest cache
+VECTOR, MOST_VECTORS = 8, 4  # runs per group: multiples of 8, up to 32, beyond which nothing is gained
 OVERFLOW = 1e100
 
 
@@ -29,7 +28,7 @@ class CompiledEngine:
         self._X, self._y = np.ascontiguousarray(problem.X.numpy()), problem.y.numpy()
         self._shapes = np.array(network.shapes, dtype=np.int64)
         self._logistic, self._averaging, self._runs = logistic, averaging, len(theta)
-        self._lanes = _lanes(len(theta), network.size)
+        self._lanes = _lanes(len(theta))
         groups = -(-len(theta) // self._lanes)
         self._theta = np.zeros((groups, network.size, self._lanes))  # idle lanes hold zeros
         _scatter(theta.numpy(), self._theta)
@@ -55,11 +54,10 @@ class CompiledEngine:
         return torch.from_numpy(self._bad.reshape(-1)[: self._runs].copy())
 
 
-def _lanes(runs: int, size: int) -> int:
-    """Runs side by side: enough to fill instructions, few enough to stay in cache and to give each thread a group."""
-    fitting = max(CACHED // size, 1)
-    sharing = -(-runs // get_num_threads())
-    return VECTOR * max(1, min(-(-sharing // VECTOR), fitting // VECTOR, 4))
+def _lanes(runs: int) -> int:
+    """Runs side by side: enough to fill instructions, few enough to give each thread a group."""
+    share = -(-runs // get_num_threads())
+    return VECTOR * min(-(-share // VECTOR), MOST_VECTORS)
 
 
 def _scatter(theta: np.ndarray, held: np.ndarray) -> None:
@@ -73,17 +71,15 @@ def _scatter(theta: np.ndarray, held: np.ndarray) -> None:
 def _advance(theta, average, bad, runs, shapes, X, y, index, shift, eta, shift_scale, logistic, averaging, first_step):  # type: ignore[no-untyped-def]
     groups, size, lanes = theta.shape
     seeds, steps, batch = index.shape
-    n, d = X.shape
-    depth = len(shapes)
-    units = 0
-    for level in range(depth):
-        units += shapes[level, 0]
+    d, rows = X.shape[1], X.shape[1] + shapes[:, 0].sum()
     for group in prange(groups):
-        t, gradient = theta[group], np.empty((size, lanes))
-        z, delta = np.empty((d + units, lanes)), np.empty((d + units, lanes))  # inputs first, then layer by layer
-        target, r, step_size = np.empty(lanes), np.empty(lanes), np.empty(lanes)
+        t, dead = theta[group], bad[group]
+        change = t if batch == 1 else np.empty((size, lanes))  # one sample's step is taken in place
+        z, delta = np.empty((rows, lanes)), np.empty((rows, lanes))  # inputs first, then layer by layer
+        target, pull = np.empty(lanes), np.empty(lanes)
         for k in range(steps):
-            gradient[:] = 0.0
+            if batch > 1:
+                change[:] = 0.0
             for m in range(batch):
                 for lane in range(lanes):
                     run = min(group * lanes + lane, runs - 1)
@@ -94,31 +90,26 @@ def _advance(theta, average, bad, runs, shapes, X, y, index, shift, eta, shift_s
                     if len(shift) > 0:
                         target[lane] += shift_scale[run // seeds, k] * shift[run % seeds, k, m]
                 _forward(t, z, shapes, d)
-                output = z[d + units - 1]
                 for lane in range(lanes):
-                    if logistic:
-                        r[lane] = -target[lane] / (1.0 + np.exp(target[lane] * output[lane]))
-                        level_of_overflow = output[lane]
-                    else:
-                        r[lane] = output[lane] - target[lane]
-                        level_of_overflow = r[lane]
-                    if not abs(level_of_overflow) < OVERFLOW:
-                        r[lane] = 0.0
-                        if bad[group, lane] < 0:
-                            bad[group, lane] = first_step + k
-                _backward(t, z, delta, gradient, r, shapes, d)
-            for lane in range(lanes):
-                run = min(group * lanes + lane, runs - 1)
-                step_size[lane] = eta[run // seeds, k] / batch if bad[group, lane] < 0 else 0.0
-            for p in range(size):
-                for lane in range(lanes):
-                    t[p, lane] -= step_size[lane] * gradient[p, lane]
-            if averaging > 0.0:
-                a = average[group]
+                    run = min(group * lanes + lane, runs - 1)
+                    h = z[rows - 1, lane]
+                    r = -target[lane] / (1.0 + np.exp(target[lane] * h)) if logistic else h - target[lane]
+                    if not abs(h if logistic else r) < OVERFLOW and dead[lane] < 0:
+                        dead[lane] = first_step + k
+                    if dead[lane] >= 0:
+                        r = 0.0
+                        z[:, lane] = 0.0
+                    pull[lane] = -eta[run // seeds, k] / batch * r
+                _backward(t, z, delta, change, pull, shapes)
+            if batch > 1:
                 for p in range(size):
                     for lane in range(lanes):
-                        if bad[group, lane] < 0:
-                            a[p, lane] = averaging * a[p, lane] + (1 - averaging) * t[p, lane]
+                        t[p, lane] += change[p, lane] if dead[lane] < 0 else 0.0
+            if averaging > 0.0:
+                for p in range(size):
+                    for lane in range(lanes):
+                        blend = averaging * average[group, p, lane] + (1 - averaging) * t[p, lane]
+                        average[group, p, lane] = blend if dead[lane] < 0 else average[group, p, lane]
 
 
 @njit(cache=True)
@@ -127,59 +118,56 @@ def _forward(t, z, shapes, d):  # type: ignore[no-untyped-def]
     lanes = z.shape[1]
     at, below, here = 0, 0, d
     for level in range(len(shapes)):
-        rows, columns, biased = shapes[level]
+        rows, columns, biased = shapes[level, 0], shapes[level, 1], shapes[level, 2]
         for j in range(rows):
-            out = z[here + j]
+            out, first = here + j, at + j * columns
             if biased:
-                bias = t[at + rows * columns + j]
+                bias = at + rows * columns + j
                 for lane in range(lanes):
-                    out[lane] = bias[lane]
+                    z[out, lane] = t[bias, lane] + t[first, lane] * z[below, lane]
             else:
                 for lane in range(lanes):
-                    out[lane] = 0.0
-            for c in range(columns):
-                weight, inner = t[at + j * columns + c], z[below + c]
+                    z[out, lane] = t[first, lane] * z[below, lane]
+            for c in range(1, columns):
                 for lane in range(lanes):
-                    out[lane] += weight[lane] * inner[lane]
+                    z[out, lane] += t[first + c, lane] * z[below + c, lane]
             if level < len(shapes) - 1:
                 for lane in range(lanes):
-                    out[lane] = out[lane] if out[lane] > 0.0 else 0.0
+                    z[out, lane] = 0.0 if z[out, lane] <= 0.0 else z[out, lane]
         at += rows * columns + (rows if biased else 0)
         below = here
         here += rows
 
 
 @njit(cache=True)
-def _backward(t, z, delta, gradient, r, shapes, d):  # type: ignore[no-untyped-def]
-    """Adds r ∇h to the gradient; delta holds r ∂h/∂z of every unit."""
+def _backward(t, z, delta, change, pull, shapes):  # type: ignore[no-untyped-def]
+    """Adds pull · ∇h to ``change``, which may be t itself; delta holds pull · ∂h/∂z of every unit."""
     lanes = z.shape[1]
     at, here = t.shape[0], z.shape[0]
     for level in range(len(shapes) - 1, -1, -1):
-        rows, columns, biased = shapes[level]
+        rows, columns, biased = shapes[level, 0], shapes[level, 1], shapes[level, 2]
         at -= rows * columns + (rows if biased else 0)
         here -= rows
         below = here - columns
         if level == len(shapes) - 1:
             for lane in range(lanes):
-                delta[here, lane] = r[lane]
+                delta[here, lane] = pull[lane]
         if level > 0:
             for c in range(columns):
-                inner, into = z[below + c], delta[below + c]
+                into = below + c
                 for lane in range(lanes):
-                    into[lane] = 0.0
-                for j in range(rows):
-                    weight, outer = t[at + j * columns + c], delta[here + j]
+                    delta[into, lane] = t[at + c, lane] * delta[here, lane]
+                for j in range(1, rows):
                     for lane in range(lanes):
-                        into[lane] += weight[lane] * outer[lane]
+                        delta[into, lane] += t[at + j * columns + c, lane] * delta[here + j, lane]
                 for lane in range(lanes):
-                    into[lane] = into[lane] if inner[lane] > 0.0 else 0.0
+                    delta[into, lane] = delta[into, lane] if z[into, lane] > 0.0 else 0.0
         for j in range(rows):
-            outer = delta[here + j]
             for c in range(columns):
-                inner, into = z[below + c], gradient[at + j * columns + c]
+                into = at + j * columns + c
                 for lane in range(lanes):
-                    into[lane] += outer[lane] * inner[lane]
+                    change[into, lane] += delta[here + j, lane] * z[below + c, lane]
             if biased:
-                into = gradient[at + rows * columns + j]
+                into = at + rows * columns + j
                 for lane in range(lanes):
-                    into[lane] += outer[lane]
+                    change[into, lane] += delta[here + j, lane]

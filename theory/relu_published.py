@@ -1,7 +1,8 @@
 """The three ReLU experiments of AVPF as they were run: data, start, samples visited and schedules, draw for draw.
 
 Data and samples come from numpy's legacy generator, weights from torch's, each in the published order, so the
-published numbers come out. Draws are in float32 there; here the same numbers are used in float64.
+published numbers come out. Data and start are the published float32 numbers to the bit, held in float64; runs at the
+largest step sizes tell a change of 1e-8 in the data, so their last digits need ``problem.to(dtype=torch.float32)``.
 
 AVPF's loss for these networks is the mean of (h - y)² without ½: their step size γ is our η = 2γ.
 Source: Andriushchenko et al. (2023), Figs. on two-layer, multi-layer and one-dimensional ReLU networks, and their code.
@@ -75,13 +76,11 @@ def two_layer(seed: int = 0) -> PublishedRun:
     X, X_test = _sphere(draws, 15, 2), _sphere(draws, 1000, 2)
     teacher, student = ReluNetwork((2, 3, 1)), ReluNetwork((2, 20, 1))
     (w, _), (a, _) = teacher.split(_gaussian(teacher, (1.0, 1.0), generator))
-    truth = teacher.join([(w / torch.linalg.vector_norm(w, dim=1, keepdim=True), None), (a.sign(), None)])
-    start = _gaussian(student, (0.5, 0.0), torch.Generator().manual_seed(seed))
+    truth = teacher.join([(_unit_rows(w), None), (a.sign(), None)])
+    start = _gaussian(student, (0.5, 0.0), torch.Generator().manual_seed(seed)).double()
     decayed = tuple(_decayed(0.91, at, by) for at, by in ((0.1, 2.0), (0.3, 4.0), (0.5, 5.0)))
-    return PublishedRun(
-        taught(teacher, truth, X, X_test, "3 ReLU teachers"), student, start, _steps(4.15), (Schedule(0.26), *decayed),
-        seed,
-    )  # fmt: skip
+    problem = taught(teacher, truth, X, X_test, "3 ReLU teachers").to(dtype=torch.float64)
+    return PublishedRun(problem, student, start, _steps(4.15), (Schedule(0.26), *decayed), seed)
 
 
 def multi_layer(seed: int = 5) -> PublishedRun:
@@ -90,11 +89,10 @@ def multi_layer(seed: int = 5) -> PublishedRun:
     X, X_test = _sphere(draws, 50, 5), _sphere(draws, 1000, 5)
     teacher, student = ReluNetwork((5, 2, 2, 1), (True,) * 3), ReluNetwork((5, 10, 10, 1), (True,) * 3)
     truth = _gaussian(teacher, (1.0,) * 3, generator)
-    start = _gaussian(student, (0.8,) * 3, torch.Generator().manual_seed(seed))
+    start = _gaussian(student, (0.8,) * 3, torch.Generator().manual_seed(seed)).double()
     warmed = tuple(_decayed(0.08, at, by, Warmup(at, 6.0, 0.5)) for at, by in ((0.1, 3.5), (0.3, 2.5), (0.5, 5.0)))
-    return PublishedRun(
-        taught(teacher, truth, X, X_test, "ReLU teacher"), student, start, _steps(4.0), (Schedule(0.022), *warmed), seed
-    )
+    problem = taught(teacher, truth, X, X_test, "ReLU teacher").to(dtype=torch.float64)
+    return PublishedRun(problem, student, start, _steps(4.0), (Schedule(0.022), *warmed), seed)
 
 
 def one_dimensional(factor: float = 400.0, seed: int = 3) -> PublishedRun:
@@ -117,8 +115,11 @@ def _steps(power: float) -> int:
 
 
 def _sphere(draws: np.random.RandomState, n: int, d: int) -> Tensor:
-    points = draws.standard_normal((n, d))
-    return torch.from_numpy(points / np.linalg.norm(points, axis=1, keepdims=True))
+    return _unit_rows(torch.from_numpy(draws.standard_normal((n, d))).float())
+
+
+def _unit_rows(points: Tensor) -> Tensor:
+    return points / points.square().sum(1, keepdim=True).sqrt()
 
 
 def _discarded(network: ReluNetwork, generator: torch.Generator) -> list[Tensor | None]:
@@ -127,14 +128,14 @@ def _discarded(network: ReluNetwork, generator: torch.Generator) -> list[Tensor 
     for rows, columns, biased in network.shapes:
         torch.empty(rows, columns).uniform_(generator=generator)
         bound = 1 / math.sqrt(columns)
-        kept.append(torch.empty(rows).uniform_(-bound, bound, generator=generator).double() if biased else None)
+        kept.append(torch.empty(rows).uniform_(-bound, bound, generator=generator) if biased else None)
     return kept
 
 
 def _gaussian(network: ReluNetwork, scales: Sequence[float], generator: torch.Generator) -> Tensor:
     biases = _discarded(network, generator)
     weights = [
-        scale * torch.randn(rows, columns, generator=generator).double()
+        scale * torch.randn(rows, columns, generator=generator)
         for scale, (rows, columns, _) in zip(scales, network.shapes, strict=True)
     ]
     return network.join(list(zip(weights, biases, strict=True)))
@@ -143,7 +144,7 @@ def _gaussian(network: ReluNetwork, scales: Sequence[float], generator: torch.Ge
 def _kinked(network: ReluNetwork, generator: torch.Generator) -> Tensor:
     _discarded(network, generator)
     (rows, columns, _), _ = network.shapes
-    w = 2.5 * (2 * torch.rand(rows, columns, generator=generator).round() - 1).double()
-    bias = 2.5 * torch.randn(rows, generator=generator).double()
-    a = 4.0 * torch.randn(1, rows, generator=generator).double()
-    return network.join([(w, bias), (a, None)])
+    w = 2.5 * (2 * torch.rand(rows, columns, generator=generator).round() - 1)
+    bias = 2.5 * torch.randn(rows, generator=generator)
+    a = 4.0 * torch.randn(1, rows, generator=generator)
+    return network.join([(w, bias), (a, None)]).double()
