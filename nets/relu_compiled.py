@@ -1,6 +1,6 @@
 """A ReLU network's SGD as one compiled loop, several runs side by side in each instruction (CPU, float64).
 
-Parameters of up to 32 runs lie next to each other, so every operation on a weight is one over runs, whatever the widths;
+Parameters of up to 32 runs lie next to each other, so every operation on a weight is one over runs at any width;
 threads share the groups of runs. A run's numbers are the same to the bit however many run beside it. The readable
 twin is :class:`nets.relu_torch.LiteralEngine`; the two agree to rounding on equal draws.
 """
