@@ -10,7 +10,8 @@ from torch import Tensor
 
 from theory.relu_network import ReluNetwork
 
-BLOCKS = 4
+SCREENED, BLOCKS, ROWS = 256, 8, 512
+ROUNDING = 1e-14
 CHUNK = 2**24
 
 
@@ -32,21 +33,58 @@ def distinct_units(activations: Tensor, threshold: float = 0.99, normalize: bool
 
     Source: Andriushchenko et al. (2023), feature sparsity coefficient, and their code.
     """
-    phi = _unit_rows(activations) if normalize else activations
-    alive = (phi > 0).any(-2)
-    centred = phi - phi.mean(-2, keepdim=True)
-    norm = torch.linalg.vector_norm(centred, dim=-2)
-    constant = (phi == phi[..., :1, :]).all(-2)
-    scale = torch.where(alive & ~constant, 1 / norm, 0.0)  # a dropped or constant unit correlates with none
-    units = phi.shape[-1]
-    size = max(units if units < 128 else -(-units // BLOCKS), 1)
-    duplicate = torch.zeros_like(alive)
-    for begin in range(0, units, size):  # only the part of the correlation matrix above the diagonal is needed
-        end = min(begin + size, units)
-        products = centred[..., begin:end].transpose(-1, -2) @ centred[..., begin:]
-        limit = threshold / scale[..., begin:].unsqueeze(-2) / scale[..., begin:end].unsqueeze(-1)
-        duplicate[..., begin:end] = (products.abs() > limit).triu(1).any(-1)
+    weights = _inverse_norms(activations) if normalize else activations.new_ones(*activations.shape[:-1], 1)
+    alive = activations.amax(-2) > 0
+    large = activations.ndim == 2 and activations.shape[-1] >= SCREENED
+    duplicate = _screened_duplicates(activations, weights.double(), alive, threshold) if large else None
+    if duplicate is None:
+        normed = _standardized(activations.double() * weights.double())
+        duplicate = _has_later(normed.transpose(-1, -2) @ normed, threshold)
     return alive & ~duplicate
+
+
+def _standardized(phi: Tensor) -> Tensor:
+    """Columns centred and of norm 1, zeros where a column is constant to rounding; correlations are their products."""
+    mean = phi.mean(-2, keepdim=True)
+    centred = phi - mean
+    norm = torch.linalg.vector_norm(centred, dim=-2, keepdim=True)
+    constant = norm <= ROUNDING * phi.shape[-2] ** 0.5 * mean.abs()
+    return centred * (1 / norm).masked_fill(constant, 0.0)
+
+
+def _has_later(correlation: Tensor, threshold: float) -> Tensor:
+    """Which rows of the correlation matrix exceed ``threshold`` right of the diagonal."""
+    return (correlation.abs() > threshold).triu(1).any(-1)
+
+
+def _screened_duplicates(activations: Tensor, weights: Tensor, alive: Tensor, threshold: float) -> Tensor | None:
+    """The same for many units: correlations in float32, and in float64 where those are too close to the threshold.
+
+    n rounding errors of float32 shift a correlation by at most n ε. Rows are taken in chunks that stay in cache.
+    ``None`` where a unit varies so little around its mean that the screening could miss it.
+    """
+    n, units = activations.shape
+    chunks = list(zip(activations.split(ROWS), weights.split(ROWS), strict=True))
+    mean = torch.stack([w.T @ rows.double() for rows, w in chunks]).sum(0) / n
+    square = torch.stack([w.square().T @ rows.double().square() for rows, w in chunks]).sum(0)
+    variance = square - n * mean.square()
+    if (alive & (variance <= 1e-6 * square).squeeze(0)).any():
+        return None
+    scale = torch.where(alive, variance.rsqrt(), 0.0)
+    products = torch.zeros(units, units, device=alive.device)
+    size = -(-units // BLOCKS)
+    for rows, w in chunks:
+        normed = torch.addcmul(-mean, rows.double(), w).mul_(scale).float()
+        for begin in range(0, units, size):  # only what is above the diagonal
+            products[begin : begin + size, begin:].addmm_(normed[:, begin : begin + size].T, normed[:, begin:])
+    margin = n * torch.finfo(torch.float32).eps
+    duplicate, unsure = _has_later(products, threshold + margin), _has_later(products, threshold - margin)
+    close = (unsure & ~duplicate).nonzero().squeeze(-1)
+    if len(close):
+        normed = _standardized(activations.double() * weights)
+        exact = (normed[:, close].T @ normed).abs() > threshold
+        duplicate[close] = (exact & (torch.arange(units, device=alive.device) > close.unsqueeze(-1))).any(-1)
+    return duplicate
 
 
 def feature_sparsity(activations: Tensor, threshold: float = 0.99, normalize: bool = True) -> Tensor:
@@ -59,7 +97,7 @@ def feature_sparsity(activations: Tensor, threshold: float = 0.99, normalize: bo
     tensor(0.3333)
     """
     kept = distinct_units(activations, threshold, normalize)
-    nonzero = (activations != 0).sum(-2).to(activations)
+    nonzero = torch.stack([(rows != 0).sum(-2) for rows in activations.split(ROWS, -2)]).sum(0).to(activations)
     return (nonzero * kept).sum(-1) / (activations.shape[-2] * activations.shape[-1])
 
 
@@ -127,6 +165,7 @@ def neuron_vectors(network: ReluNetwork, theta: Tensor) -> Tensor:
     return inner * torch.linalg.vector_norm(outer, dim=-2).unsqueeze(-1)
 
 
-def _unit_rows(activations: Tensor) -> Tensor:
+def _inverse_norms(activations: Tensor) -> Tensor:
+    """1/‖row‖, and 0 for rows of zeros, shape (..., n, 1)."""
     norm = torch.linalg.vector_norm(activations, dim=-1, keepdim=True)
-    return torch.where(norm > 0, activations / norm, 0.0)
+    return torch.where(norm > 0, 1 / norm, 0.0)
