@@ -1,0 +1,128 @@
+"""SGD on two-layer linear networks: mode by mode in the frame of the data, and in general with minibatches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from nets.sampling import BatchStream
+from theory.collapse_data import LinearTeacher
+from theory.minibatch import Minibatch
+from theory.schedule import Schedule
+from theory.streams import named_generator, seed_of
+
+BLOCK = 256
+
+
+def diagonal_sgd(
+    teacher: LinearTeacher, sigmas: Sequence[float], schedule: Schedule, steps: int, records: Sequence[int],
+    seeds: Sequence[int], root_seed: int = 0, start: float = 1.0,
+) -> np.ndarray:  # fmt: skip
+    """Singular values s = s_u s_v after the numbers of steps ``records``, shape (records, sigmas, seeds, modes).
+
+    r = s_u s_v - S* + σξ, s_u ← s_u - η r s_v and s_v ← s_v - η r s_u at once, ξ ~ N(0, 1) fresh for every mode and
+    step. All noise levels see the same ξ of a seed. A mode stays where |s| < 1e-280.
+
+    Args:
+        schedule: η per step (the published 3/1024, divided by 10 after step 50 000).
+        start: s_u and s_v at the start.
+
+    Raises:
+        ValueError: records that do not ascend up to ``steps``, no seed, a negative noise level.
+    """
+    at = np.asarray(records, dtype=np.int64)
+    if not len(at) or at[0] < 0 or (np.diff(at) <= 0).any() or at[-1] > steps:
+        raise ValueError(f"the records have to be ascending numbers of steps up to {steps}: give at least one.")
+    if not len(seeds) or not all(sigma >= 0 for sigma in sigmas):
+        raise ValueError("a run needs at least one seed and noise levels >= 0: give both.")
+    singular, eta = teacher.singular.numpy(), schedule.step_sizes(steps).numpy()
+    # SFC64 makes normals faster than Philox does.
+    generators = [np.random.Generator(np.random.SFC64(seed_of(root_seed, "mode noise", seed))) for seed in seeds]
+    u = np.full((len(seeds), len(sigmas), len(singular)), float(start))
+    v, noise = u.copy(), np.empty((len(seeds), BLOCK, len(singular)))
+    out = np.empty((len(at), len(sigmas), len(seeds), len(singular)))
+    stops = sorted({*range(0, steps, BLOCK), *at.tolist(), steps})
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for begin, end in zip([0, *stops[:-1]], stops, strict=True):
+            if end > begin:
+                block = noise[:, : end - begin]
+                list(pool.map(_fill, generators, block))
+                _advance(u, v, singular, np.asarray(sigmas, float), eta[begin:end], block)
+            if end in at:
+                out[np.searchsorted(at, end)] = (u * v).transpose(1, 0, 2)
+    return out
+
+
+def _fill(generator: np.random.Generator, block: np.ndarray) -> None:
+    generator.standard_normal(out=block)
+
+
+@njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+def _advance(u, v, singular, sigmas, eta, noise):  # type: ignore[no-untyped-def]
+    seeds, levels, modes = u.shape
+    for seed in prange(seeds):
+        for level in range(levels):
+            su, sv, sigma = u[seed, level], v[seed, level], sigmas[level]
+            for k in range(len(eta)):
+                rate, xi = eta[k], noise[seed, k]
+                for j in range(modes):
+                    a, b = su[j], sv[j]
+                    step = rate * (a * b - singular[j] + sigma * xi[j])
+                    moves = abs(a * b) > 1e-280
+                    su[j] = a - step * b if moves else a
+                    sv[j] = b - step * a if moves else b
+
+
+def general_sgd(
+    X: Tensor, Y: Tensor, start: tuple[Tensor, Tensor], schedule: Schedule, steps: int, records: Sequence[int],
+    seeds: Sequence[int], batch: Minibatch, root_seed: int = 0, label_noise: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """V and U of Ŷ = X V U after the numbers of steps ``records``, shapes (records, seeds, ...): minibatch SGD.
+
+    V ← V - (η/B) Σ x (rᵀUᵀ), U ← U - (η/B) Vᵀ Σ x rᵀ at once, r = UᵀVᵀx - y (+ label noise); full batch at B = n.
+
+    Args:
+        X, Y: inputs (n, d) and targets (n, m).
+        start: V (d, k) and U (k, m).
+
+    Raises:
+        ValueError: shapes that do not fit, a batch that cannot be drawn, records that do not ascend up to ``steps``.
+    """
+    V, U = start
+    if X.shape[0] != Y.shape[0] or V.shape[0] != X.shape[1] or U.shape != (V.shape[1], Y.shape[1]):
+        raise ValueError(
+            f"X {tuple(X.shape)}, Y {tuple(Y.shape)}, V {tuple(V.shape)}, U {tuple(U.shape)} do not chain: "
+            "give (n, d), (n, m), (d, k) and (k, m)."
+        )
+    at = sorted(set(records))
+    if not at or list(records) != at or at[0] < 0 or at[-1] > steps or not len(seeds):
+        raise ValueError(f"give at least one seed, and records that ascend up to {steps}.")
+    eta = schedule.step_sizes(steps).tolist()
+    V, U = (part.expand(len(seeds), *part.shape).clone() for part in (V, U))
+    full = not batch.replacement and batch.size == len(X)
+    stream = BatchStream(len(X), batch, seeds, root_seed)
+    generators = [named_generator(root_seed, "label noise", seed) for seed in seeds]
+    kept, rows = [], torch.empty(0)
+    for k in range(steps + 1):
+        if k in at:
+            kept.append((V.clone(), U.clone()))
+        if k == steps:
+            break
+        if k % BLOCK == 0 and not full:
+            rows = torch.from_numpy(stream.block(min(BLOCK, steps - k)).astype(np.int64))
+        x, y = (X, Y) if full else (X[rows[:, k % BLOCK]], Y[rows[:, k % BLOCK]])
+        hidden = x @ V
+        r = hidden @ U - y
+        if label_noise:
+            drawn = np.stack([g.standard_normal(r.shape[1:]) for g in generators])
+            r = r + label_noise * torch.from_numpy(drawn).to(r)
+        scale = eta[k] / batch.size
+        gradient = x.mT @ r  # (seeds, d, m)
+        V, U = V - scale * gradient @ U.mT, U - scale * hidden.mT @ r
+    return torch.stack([v for v, _ in kept]), torch.stack([u for _, u in kept])

@@ -1,0 +1,194 @@
+"""Stochastic collapse in one dimension: criterion, laws of the quartic well, threshold of the single neuron."""
+
+import numpy as np
+import pytest
+import sympy as sp
+from scipy import stats
+
+from simulators.neuron import single_neuron
+from simulators.normals import fill_row, normals_key
+from simulators.scalar import quartic_well as simulate
+from theory import collapse
+from theory.collapse_data import neuron_data
+from theory.one_dimensional import geometric_brownian_motion, logistic, ornstein_uhlenbeck, quartic_well
+from theory.stochastic_logistic import StochasticLogistic, evolve, log_step_moments, start
+from theory.symbolic import SymbolicModel
+from validation.statistics import SIGMAS
+
+
+def test_criterion_is_the_exponent_derived_from_the_sde():
+    y, mu, zeta = quartic_well().variable, *sp.symbols("mu zeta", positive=True)
+    ours = collapse.lyapunov_exponent(y**4 / 4 - mu * y**2 / 2, zeta**2 * y**2 / 2, y)
+    theirs = quartic_well().lyapunov_exponent(0)
+    assert sp.simplify(ours - theirs.subs({s: {"mu": mu, "zeta": zeta}[s.name] for s in theirs.free_symbols})) == 0
+    with pytest.raises(ValueError, match="not invariant"):
+        collapse.lyapunov_exponent(y**2 / 2, sp.Integer(1), y)
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [(quartic_well, {"mu": 1.5, "zeta": 1.2}), (geometric_brownian_motion, {"mu": 0.1, "sigma": 0.7}),
+     (logistic, {"s": 0.8, "sigma": 1.1})],
+)  # fmt: skip
+def test_measured_exponent_is_the_symbolic_one(model, values):
+    exact = model().lyapunov_exponent(0)
+    exact = float(exact.subs({symbol: values[symbol.name] for symbol in exact.free_symbols}))
+    for side in (1, -1):
+        assert collapse.measured_exponent(model().to_sde(**values), 0.0, side) == pytest.approx(exact, abs=1e-6)
+
+
+def test_measured_exponent_says_when_the_point_is_left():
+    with pytest.raises(ValueError, match="not invariant"):
+        collapse.measured_exponent(ornstein_uhlenbeck().to_sde(rate=1.0, sigma=1.0), 0.0)
+
+
+def test_neuron_exponent_is_ito_calculus():
+    """ln(w₁ + w₂) of h = w₁w₂x near the origin: d = -(1/n)Σ r x - ½Σ s²x², r = -y; SymbolicModel derives it."""
+    w1, w2, x = sp.symbols("w1 w2 x", real=True)
+    sde = SymbolicModel(w1 * w2 * x, [w1, w2], [x]).label_noise_sde(2)
+    drift, _ = sde.ito(sp.log(w1 + w2))
+    xs = [point[0] for point in sde.points]
+    law = -sum(r * p for r, p in zip(sde.residuals, xs, strict=True)) / 2
+    law -= sum(s**2 * p**2 for s, p in zip(sde.amplitudes, xs, strict=True)) / 2
+    assert sp.simplify(drift - law) == 0
+    inputs, targets = neuron_data(32, 0.1, 0)
+    eta, threshold = np.array([0.5, 3.0]), collapse.neuron_threshold(inputs, targets)
+    exponent = collapse.neuron_exponent(inputs, targets, eta)
+    assert np.allclose(exponent, np.mean(inputs**2) * (threshold - eta / 2))
+    assert (np.sign(exponent) == [1, -1]).all()
+
+
+def test_eulers_threshold_is_below_the_sdes_by_its_order():
+    x, y = neuron_data(32, 0.1, 1)
+    limit = collapse.neuron_threshold(x, y)
+    gaps = [limit - collapse.neuron_threshold(x, y, h) for h in (0.01, 0.005)]
+    assert gaps[0] / limit == pytest.approx(1.5 * np.mean(x * y) * 0.01, rel=0.05)
+    assert gaps[0] / gaps[1] == pytest.approx(2.0, rel=0.02)
+
+
+def test_log_step_moments_against_sampling():
+    first, second = log_step_moments(np.array([0.004]), np.array([0.1]))
+    sample = np.log(np.abs(1 + 0.004 + 0.1 * np.random.default_rng(0).standard_normal(400_000)))
+    assert abs(first[0] - sample.mean()) < SIGMAS * sample.std() / 400_000**0.5
+    assert second[0] == pytest.approx(sample.var(), rel=0.02)
+    assert first[0] == pytest.approx(0.004 - 0.005 - 8e-6 + 4e-5 - 0.75e-4, rel=0.005)
+
+
+def test_fokker_planck_reaches_the_gamma_law_and_keeps_mass():
+    process = StochasticLogistic(np.array([0.2, 0.5, 2.0]), 2.0, np.array([0.5, 1.0, 0.7]))
+    law = evolve(process, start(process, 0.3, 400.0), 400.0)
+    assert np.allclose(law.mass.sum(1), 1, atol=1e-9)
+    assert law.mass.min() > -1e-9
+    gamma = stats.gamma(process.shape, scale=process.scale)
+    assert np.allclose(law.mean(), gamma.mean(), rtol=1e-3)
+    assert np.allclose(law.standard_deviation(), gamma.std(), rtol=1e-3)
+    x = np.array([0.1, 0.5, 1.0])
+    assert np.allclose(law.cdf(np.log(x)), process.stationary_cdf(x), atol=2e-3)
+
+
+def test_far_down_the_law_is_a_brownian_motion():
+    """Without the wall's reach ln x - ln x₀ ~ N(at, s²t)."""
+    process = StochasticLogistic(np.array([-1.2]), 1e-12, np.array([0.9]))
+    law = evolve(process, start(process, -30.0, 20.0), 20.0)
+    y = np.array([-70.0, -54.0, -50.0])
+    assert np.allclose(law.cdf(y)[0], stats.norm.cdf(y, -30 - 24, 0.9 * 20**0.5), atol=2e-3)
+
+
+def test_fokker_planck_against_paths_of_the_exact_solution():
+    zeta, paths = np.array([1.4, 1.9]), 4096
+    theta = 2 * np.random.default_rng(3).standard_normal(paths)
+    run = simulate(1.5, zeta, theta, 0.02, [500, 1500], 5, "collapse test")
+    times, threshold = np.array([10.0, 30.0]), 1e-4
+    predicted = collapse.collapse_probability(1.5, zeta, times, threshold, 2.0)
+    measured = (run**2 < threshold).mean(-1)
+    assert (np.abs(measured - predicted) < SIGMAS * np.sqrt(predicted * (1 - predicted) / paths)).all()
+
+
+def test_split_scheme_is_second_order_in_the_well_and_exact_near_zero():
+    process, paths = collapse.quartic_well(1.5, np.array([1.0])), 60_000
+    x = simulate(1.5, [1.0], np.full(paths, 1.0), 0.05, [800], 1, "order")[0, 0] ** 2
+    assert stats.kstest(x, lambda at: process.stationary_cdf(at)[0]).pvalue > 1e-4
+    tiny = simulate(0.3, [2.0], np.full(4096, 1e-60), 1.0, [7], 1, "near zero")[0, 0]
+    key, total, xi = normals_key(1, "near zero"), np.zeros(4096), np.empty(4096)
+    for step in range(7):
+        fill_row(key, step, 0, xi)
+        total += 0.3 - 2.0 + 2.0 * xi
+    assert np.allclose(np.log(tiny) - np.log(1e-60), total, rtol=1e-12, atol=1e-9)
+
+
+def test_euler_is_the_published_recursion():
+    theta = np.random.default_rng(0).standard_normal(300)
+    fast = simulate(1.5, [0.5, 2.5], theta, 0.0025, [0, 40], 3, "literal", "euler")
+    key, xi = normals_key(3, "literal"), np.empty(300)
+    assert (fast[0] == theta).all()
+    for level, zeta in enumerate((0.5, 2.5)):
+        slow = theta.copy()
+        for step in range(40):
+            fill_row(key, step, level * 512, xi)  # two blocks of 256 a level
+            slow = slow + 0.0025 * (1.5 * slow - slow**3) + np.sqrt(0.0025) * zeta * slow * xi
+        assert np.allclose(fast[1, level], slow, rtol=1e-12)
+
+
+def test_quartic_phases():
+    assert collapse.quartic_modes(1.5, 1.0) == pytest.approx((-(0.5**0.5), 0.5**0.5))
+    assert collapse.quartic_modes(1.5, 1.5) == (0.0,)
+    theta = np.linspace(-4, 4, 160_001)
+    assert collapse.quartic_density(1.5, 1.0, theta).sum() * 5e-5 == pytest.approx(1, abs=1e-5)
+    at = theta[80_500:][collapse.quartic_density(1.5, 1.0, theta[80_500:]).argmax()]
+    assert at == pytest.approx(0.5**0.5, abs=1e-3)
+
+
+def test_neuron_kernel_is_euler_with_the_same_covariance():
+    """A literal twin with numpy's tanh; the kernel's 2 × 2 factor reproduces ηζ²/m ΦᵀΦ."""
+    x, y = neuron_data(32, 0.1, 2)
+    start_at = np.random.default_rng(1).standard_normal((200, 2)) * np.array([[0.7, 1.1]])
+    start_at[:40] *= 1e-8  # relative accuracy is needed down there
+    fast = single_neuron(x, y, [0.3, 1.7], start_at, 0.01, [0, 60], 4, "twin")
+    assert (fast[0, 1] == start_at).all()
+    key, xi = normals_key(4, "twin"), np.empty(256)
+    for level, eta in enumerate((0.3, 1.7)):
+        w = start_at.copy()
+        for step in range(60):
+            noise = []
+            for block in range(2):
+                fill_row(key, step, (level * 2 + block) * 256, xi)
+                noise.append(xi.copy().reshape(2, 128).T)
+            noise = np.concatenate(noise)[:200]
+            t = np.tanh(w[:, :1] * x)
+            jacobian = np.stack([w[:, 1:] * x * (1 - t**2), t], -1)  # (paths, m, 2)
+            drift = -((w[:, 1:] * t - y)[..., None] * jacobian).mean(1)
+            one = np.sign(w[:, 1]) * np.sqrt((jacobian[..., 0] ** 2).sum(1))
+            cross = (jacobian[..., 0] * jacobian[..., 1]).sum(1) / one
+            rest = np.sqrt(np.maximum((jacobian[..., 1] ** 2).sum(1) - cross**2, 0))
+            factor = np.stack([np.stack([one, 0 * one], -1), np.stack([cross, rest], -1)], 1)
+            gram = np.einsum("pik,pil->pkl", jacobian, jacobian)
+            assert np.allclose(factor @ factor.transpose(0, 2, 1), gram, rtol=1e-12, atol=1e-30)
+            kick = np.sqrt(eta * 0.01 / 32) * np.einsum("pkl,pl->pk", factor, noise)
+            w = w + 0.01 * drift + kick
+        # The rest of the factor is a difference of nearly equal numbers near the origin: 1e-8 of the kick.
+        assert np.allclose(fast[1, level], w, rtol=1e-6, atol=0), np.abs(fast[1, level] / w - 1).max()
+
+
+def test_depth_probability_is_time_free_at_the_threshold_and_a_probability():
+    assert collapse.depth_probability(0.0, 1.3, 50.0, 0.7 * 50**0.5) == pytest.approx(2 * stats.norm.cdf(-0.7 / 1.3))
+    late = collapse.depth_probability(np.array([-0.5, 0.5]), 1.0, 400.0, 10.0)
+    assert late[0] == pytest.approx(1, abs=1e-6)
+    assert late[1] == pytest.approx(np.exp(-2 * 0.5 * 10), rel=1e-3)  # stationary exponential law
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: simulate(1.5, [1.0], np.ones(4), -1.0, [5], 0, "x"), "positive step"),
+        (lambda: simulate(1.5, [1.0], np.ones(4), 0.1, [5, 5], 0, "x"), "ascending"),
+        (lambda: simulate(1.5, [1.0], np.full(4, np.nan), 0.1, [5], 0, "x"), "NaN"),
+        (lambda: simulate(1.5, [1.0], np.ones(4), 0.1, [5], 0, "x", "heun"), "scheme"),
+        (lambda: single_neuron(np.ones(3), np.ones(2), [1.0], np.ones((2, 2)), 0.1, [1], 0, "x"), "same length"),
+        (lambda: single_neuron(np.ones(3), np.ones(3), [1.0], np.ones((2, 3)), 0.1, [1], 0, "x"), "paths, 2"),
+        (lambda: single_neuron(np.ones(3), np.ones(3), [-1.0], np.ones((2, 2)), 0.1, [1], 0, "x"), ">= 0"),
+        (lambda: StochasticLogistic(1.0, 2.0, 0.0), "positive"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
