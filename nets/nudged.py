@@ -244,24 +244,35 @@ class Nudge:
         if refresh < 1:
             raise ValueError(f"refresh {refresh} is not usable: choose 1 step or more.")
         self._gammas, self._refresh = gammas, refresh
-        self._V: dict[tuple[int, int], Tensor] = {}
+        self._V: Tensor | None = None
+        self._factors = torch.empty(0)
 
     @torch.no_grad()
     def __call__(self, state: TrainingState, gradient: Tensor) -> Tensor:
         """The nudged gradients, shape (schedules, seeds, p)."""
         if len(gradient) != len(self._gammas):
             raise ValueError(f"{len(self._gammas)} gammas were given for {len(gradient)} schedules: give one each.")
-        nudged = gradient.clone()
+        if state.step % self._refresh == 0 or self._V is None:
+            self._look(state)
+        assert self._V is not None
+        along = torch.einsum("srpk,srp->srk", self._V, gradient)
+        return gradient + torch.einsum("srpk,srk->srp", self._V, self._factors * along)
+
+    def _look(self, state: TrainingState) -> None:
+        """Directions of every run; columns of zeros where there is nothing to nudge."""
+        S, R, p = state.theta.shape
+        found: dict[tuple[int, int], Tensor] = {}
         for s, gamma in enumerate(self._gammas):
-            for r in range(gradient.shape[1]):
-                if gamma == 1 or state.first_bad_step[s, r] >= 0:
-                    continue
-                if state.step % self._refresh == 0 or (s, r) not in self._V:
-                    previous = self._V.get((s, r))
-                    self._V[s, r] = self._directions[s](state.step, state.theta[s, r], previous)
-                V = self._V[s, r]
-                nudged[s, r] += (gamma - 1) * (V @ (V.T @ gradient[s, r]))
-        return nudged
+            for r in range(R):
+                if gamma != 1 and state.first_bad_step[s, r] < 0:
+                    previous = None if self._V is None else self._V[s, r]
+                    found[s, r] = self._directions[s](state.step, state.theta[s, r], previous)
+        columns = max((V.shape[1] for V in found.values()), default=1)
+        if self._V is None:
+            self._V = state.theta.new_zeros(S, R, p, columns)
+        for (s, r), V in found.items():
+            self._V[s, r] = V
+        self._factors = torch.tensor([gamma - 1 for gamma in self._gammas]).to(state.theta).view(-1, 1, 1)
 
 
 def sharpest_of(objective: Objective, k: int = 5, tolerance: float = 1e-2) -> Directions:

@@ -85,51 +85,31 @@ def alignment(gradients: Tensor, vectors: Tensor) -> Alignment:
     return Alignment(gradients @ mean / (sizes * size), cosines, mean @ vectors / size, cosines.square().sum(1))
 
 
-@dataclass(frozen=True, eq=False)
-class StepLosses:
-    """The loss before a step and after parts of it; M minibatches, J multiples of the step size, K directions.
+def step_parts(gradients: Tensor, vectors: Tensor, singly: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+    """Parts of the steps along ``gradients`` (M, p), by name, for orthonormal ``vectors`` e_1 … e_K (p, K).
 
-    Attributes:
-        before: L(θ), a scalar.
-        along: L(θ - c_j η ⟨g, e_i⟩ e_i), shape (M, J, K).
-        random: the same along one random unit vector, shape (M, J).
-        top: the same along all K directions at once, shape (M, J).
-        complement: L(θ - c_j η (I - E Eᵀ) g), the step without them, shape (M, J).
-        whole: L(θ - c_j η g), shape (M, J).
+    along ⟨g,e_i⟩e_i for i up to ``singly`` (K by default), shape (M, singly, p); and of shape (M, p): random, ⟨g,u⟩u
+    for one random unit vector u; top, EEᵀg; complement, g - EEᵀg; whole, g.
     """
-
-    before: Tensor
-    along: Tensor
-    random: Tensor
-    top: Tensor
-    complement: Tensor
-    whole: Tensor
-
-
-def losses_after_step(
-    objective: Objective, theta: Tensor, vectors: Tensor, step_size: float, gradients: Tensor,
-    multiples: Sequence[float] = MULTIPLES, seed: int = 0,
-) -> StepLosses:  # fmt: skip
-    """The loss on ``objective`` after each part of the steps along ``gradients`` (M, p), with θ of shape (p,)."""
-    along = gradients @ vectors
-    unit = torch.from_numpy(named_generator(seed, "random direction").standard_normal(len(theta))).to(theta)
-    unit = unit / unit.norm()
-    top = along @ vectors.T
-    each = along.unsqueeze(-1) * vectors.T
-    kicks = {
-        "along": each.unsqueeze(1),
-        "random": ((gradients @ unit).unsqueeze(1) * unit).unsqueeze(1),
-        "top": top.unsqueeze(1),
-        "complement": (gradients - top).unsqueeze(1),
-        "whole": gradients.unsqueeze(1),
+    coordinates = gradients @ vectors
+    u = torch.from_numpy(named_generator(seed, "random direction").standard_normal(gradients.shape[1])).to(gradients)
+    u = u / u.norm()
+    top = coordinates @ vectors.T
+    return {
+        "along": coordinates[:, :singly].unsqueeze(-1) * vectors[:, :singly].T,
+        "random": (gradients @ u).unsqueeze(1) * u,
+        "top": top,
+        "complement": gradients - top,
+        "whole": gradients,
     }
+
+
+def losses_after(
+    objective: Objective, theta: Tensor, part: Tensor, step_size: float, multiples: Sequence[float] = MULTIPLES
+) -> Tensor:
+    """L(θ - cη·part) for each of J multiples c, shape (..., J), for parts of shape (..., p) of steps at θ (p,)."""
     sizes = step_size * torch.tensor(list(multiples), dtype=theta.dtype, device=theta.device)
-
-    def after(kick: Tensor) -> Tensor:
-        shape = (-1, *[1] * (kick.ndim - 2))
-        return objective.values(theta - sizes.view(shape) * kick)
-
-    return StepLosses(objective.value(theta), **{name: after(kick) for name, kick in kicks.items()})
+    return objective.values(theta - sizes.unsqueeze(1) * part.unsqueeze(-2))
 
 
 @dataclass(frozen=True, eq=False)
