@@ -25,7 +25,7 @@ class CompiledEngine:
     def __init__(
         self, network: ReluNetwork, problem: Regression, theta: Tensor, logistic: bool, averaging: float
     ) -> None:
-        self._X, self._y = np.ascontiguousarray(problem.X.numpy()), problem.y.numpy()
+        self._X, self._y = np.require(problem.X.numpy(), None, "CW"), np.require(problem.y.numpy(), None, "CW")
         self._shapes = np.array(network.shapes, dtype=np.int64)
         self._logistic, self._averaging, self._runs = logistic, averaging, len(theta)
         self._lanes = _lanes(len(theta))
@@ -39,6 +39,8 @@ class CompiledEngine:
         self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, shift_scale: np.ndarray, first_step: int
     ) -> None:
         """Take the steps of one block, arguments as in :meth:`nets.relu_torch.LiteralEngine.advance`."""
+        # One memory layout, so that one compiled version serves every call.
+        index, shift, eta, shift_scale = (np.require(part, None, "CW") for part in (index, shift, eta, shift_scale))
         _advance(
             self._theta, self._average, self._bad, self._runs, self._shapes, self._X, self._y, index, shift, eta,
             shift_scale, self._logistic, self._averaging, first_step,
