@@ -20,6 +20,12 @@ SCHEMA = {
 }  # fmt: skip
 
 
+def run_of(out):
+    """The one run directory below ``out``."""
+    (mark,) = out.glob("*/DONE")
+    return mark.parent
+
+
 def test_a_run_leaves_everything_it_says(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["validate", "stabilization", *SMALL, "--out", str(out)]) == 0
@@ -28,7 +34,12 @@ def test_a_run_leaves_everything_it_says(tmp_path, capsys):
     assert "report:" in printed.out
     assert "proof of Prop. 2" in printed.err
     saved = json.loads((out / "checks.json").read_text(encoding="utf-8"))
-    assert saved["provenance"]["settings"]["stabilization"]["steps"] == 300
+    run = run_of(out)
+    assert [run.name] == saved["provenance"]["runs"]
+    assert json.loads((run / "settings.json").read_text())["settings"]["steps"] == 300
+    own = json.loads((run / "checks.json").read_text(encoding="utf-8"))
+    assert own["provenance"]["settings"]["stabilization"]["steps"] == 300
+    assert own["checks"] == saved["checks"]
     assert saved["checks"]
     for check in saved["checks"]:
         assert set(check) >= SCHEMA
@@ -38,23 +49,18 @@ def test_a_run_leaves_everything_it_says(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == len(saved["checks"])
     assert float(rows[0]["measured"]) == saved["checks"][0]["measured"]
-    series = xr.load_dataset(out / "series.nc")
+    series = xr.load_dataset(run / "results.nc")
     assert series["stabilization theta"].dims == ("stabilization_step", "eta", "seed")
-    assert "Prop. 2" in series.attrs["provenance"] or "stabilization" in series.attrs["provenance"]
+    assert "stabilization" in series.attrs["provenance"]
+    stages = [json.loads(line)["stage"] for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert stages[0] == "proof of Prop. 2 in exact arithmetic"
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == len({check["claim"] for check in saved["checks"]})
+    assert page.count("<svg") == len({check["claim"] for check in saved["checks"]}) + 1
+    assert (out / "report.md").read_text(encoding="utf-8").count("\n") == len(saved["checks"]) + 2
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
-
-
-def test_an_earlier_run_is_kept(tmp_path):
-    out = str(tmp_path)
-    assert main(["validate", "stabilization", *SMALL, "--out", out, "--quiet"]) == 0
-    first = (tmp_path / "checks.json").read_bytes()
-    assert main(["validate", "stabilization", *SMALL, "--out", out, "--quiet"]) == 0
-    assert (tmp_path / "earlier-1" / "checks.json").read_bytes() == first
 
 
 def test_unexpected_verdicts_give_status_1(tmp_path, monkeypatch):
@@ -73,7 +79,7 @@ def test_settings_file(tmp_path):
     out = tmp_path / "run"
     arguments = ["validate", "--config", str(config), "--out", str(out), "--seeds", "4", "--quiet"]
     assert main(arguments) == 0
-    settings = json.loads((out / "checks.json").read_text())["provenance"]["settings"]
+    settings = json.loads((run_of(out) / "checks.json").read_text())["provenance"]["settings"]
     assert (settings["seeds"], settings["stabilization"]["steps"]) == (4, 250)  # options override the file
 
 

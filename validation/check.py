@@ -8,7 +8,7 @@ and every rival is rejected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -84,6 +84,21 @@ class Check:
     def as_expected(self) -> bool:
         """Whether the verdict is the one the suite expects (a known failure of theory is expected to disagree)."""
         return self.verdict == self.expected
+
+
+def check_from_row(row: Mapping[str, Any]) -> Check:
+    """A check as it was saved (``dataclasses.asdict`` with null for NaN)."""
+
+    def number(value: float | None) -> float:
+        return float("nan") if value is None else value
+
+    numbers = {
+        name: number(row[name])
+        for name in ("predicted", "predicted_error", "null", "measured", "standard_error", "allowed")
+    }
+    rivals = tuple(RivalOutcome(r["name"], number(r["predicted"]), r["rejected"]) for r in row["rivals"])
+    verdicts = {name: Verdict(row[name]) for name in ("expected", "verdict")}
+    return Check(**{**row, **numbers, **verdicts, "rivals": rivals})
 
 
 @dataclass(frozen=True)

@@ -1,142 +1,177 @@
-"""The command ``valleydrift``. Exit status: 0 every check as expected, 1 one is not, 2 bad input."""
+"""The command ``valleydrift``. Exit status: 0 every check as expected, 1 one is not, 2 bad input, 3 cells failed."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import signal
 import sys
-import time
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from validation.explore import EXPLORATIONS
 from validation.explore import explore as explore_model
-from validation.options import Parser, add_options, settings_from, unknown
+from validation.options import Parser, add_options, add_sweep_options, presets, settings_from, to_toml, unknown
 from validation.settings import RunSettings, SettingsError
-from validation.suite import SUITES, Progress, run_suite
+from validation.suite import SUITES, Progress, estimate
+
+COMMANDS = ("list", "validate", "sweep", "figures", "report", "explore")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    before = _handle_termination()
     try:
         return _main(sys.argv[1:] if argv is None else list(argv))
     except SettingsError as fault:
         print(f"valleydrift: {fault}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nvalleydrift: stopped; nothing was written.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        said = "stopped; runs that are done are kept, the same command goes on from there."
+        print(f"\nvalleydrift: {said}", file=sys.stderr)
+        return 143 if stop.args else 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _handle_termination() -> Any:
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    try:
+        return signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: the caller sees to signals
+        return None
 
 
 def _main(argv: list[str]) -> int:
+    parser, parsers = _parsers()
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    for command, what, known in (("explore", "model", EXPLORATIONS), ("sweep", "suite", SUITES)):
+        if argv[:1] == [command] and len(argv) > 1 and not argv[1].startswith("-") and argv[1] not in known:
+            raise unknown(what, argv[1], known)
+    arguments, extra = parser.parse_known_args(argv)
+    given = vars(arguments)
+    command = given.pop("command")
+    key = " ".join(part for part in (command, given.get("model") or given.get("suite")) if part)
+    if extra:
+        options = [o for action in parsers.get(key, parsers["validate"])._actions for o in action.option_strings]
+        raise unknown("option", extra[0].split("=")[0], options)
+    if command is None or (command in ("explore", "sweep") and key == command):
+        (parsers[command] if command else parser).print_help()
+        return 0
+    if command == "list":
+        for name, summary in SUITES.items():
+            print(f"{name:15s} {summary}")
+        return 0
+    run = {"validate": _validate, "sweep": _sweep, "figures": _figures, "report": _report, "explore": _explore}
+    return run[command](given)
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(
         prog="valleydrift", allow_abbrev=False,
         description="Predict what large-step SGD does to a network, run it, and judge the prediction.",
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    commands.add_parser("list", help="name the suites", allow_abbrev=False)
-    validate = commands.add_parser(
-        "validate", help="run suites and judge their claims", allow_abbrev=False,
-        description="Run suites of claims (all of them by default) and write checks, series and a report.",
+
+    def command(name: str, text: str, more: str = "") -> Parser:
+        return commands.add_parser(name, help=text, allow_abbrev=False, description=more or f"{text.capitalize()}.")
+
+    parsers = {"list": command("list", "name the suites")}
+    validate = parsers["validate"] = command(
+        "validate", "run suites and judge their claims",
+        "Run suites of claims (all of them by default), each in a run directory of its own below --out, and write a "
+        "report of them all. A suite that is done with the same settings is not run again.",
     )  # fmt: skip
     validate.add_argument("suites", nargs="*", metavar="SUITE", help=f"any of: {', '.join(SUITES)}")
-    validate.add_argument("--config", metavar="FILE", help="TOML file with these settings; options override it")
-    validate.add_argument("--quiet", action="store_true", help="no progress, no table: verdict counts only")
+    validate.add_argument("--config", metavar="FILE", help="TOML or YAML file with these settings; options override it")
+    validate.add_argument("--preset", metavar="NAME", help=f"settings of a paper's experiment: {', '.join(presets())}")
+    validate.add_argument("--print-config", action="store_true", help="print the settings as TOML and stop")
     add_options(validate, RunSettings)
-    explore = commands.add_parser("explore", help="simulate a built-in SDE and plot it", allow_abbrev=False)
+    sweep = parsers["sweep"] = command(
+        "sweep", "run a suite over ranges of its settings",
+        "Run a suite for every combination of values; a value is start:stop:count or a list with commas. Cells that "
+        "are done are not run again, so a sweep that was stopped goes on.",
+    )  # fmt: skip
+    suites = sweep.add_subparsers(dest="suite", metavar="SUITE", parser_class=Parser)
+    for name, summary in SUITES.items():
+        parsers[f"sweep {name}"] = suites.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_sweep_options(parsers[f"sweep {name}"], name)
+    for one in (validate, *(parsers[f"sweep {name}"] for name in SUITES)):
+        one.add_argument("--fresh", action="store_true", help="run again what is done; earlier results are kept")
+        one.add_argument("--quiet", action="store_true", help="no progress, no table: counts only")
+        one.add_argument("--log", choices=("text", "json"), default="text", help="progress as text or as JSON lines")
+    figures = parsers["figures"] = command(
+        "figures", "draw figures from saved results, with their data",
+        "Draw figures by name (all of the run's when none is named) from a run or a results folder, each as image and "
+        "as CSV. Without --from the suites that are needed are run at quick size first, or found done.",
+    )  # fmt: skip
+    figures.add_argument("names", nargs="*", metavar="NAME", help="see --list")
+    figures.add_argument("--list", action="store_true", help="name the figures and stop")
+    figures.add_argument("--from", dest="source", metavar="RUN", help="a run directory or a results folder")
+    figures.add_argument("--out", default="figures", metavar="DIR", help="output folder (default: figures)")
+    figures.add_argument("--format", nargs="+", default=["svg"], choices=("svg", "png", "pdf"), help="default: svg")
+    report = parsers["report"] = command("report", "rebuild the report of saved runs, or compare two")
+    report.add_argument("run", metavar="RUN", help="a run directory or a results folder")
+    report.add_argument("--against", metavar="OTHER", help="print where the two differ instead")
+    report.add_argument("--out", metavar="DIR", help="folder for the report (default: RUN)")
+    explore = parsers["explore"] = command("explore", "simulate a built-in SDE and plot it")
     models = explore.add_subparsers(dest="model", metavar="MODEL", parser_class=Parser)
-    parsers = {"list": validate, "validate": validate}
     for name, kind in EXPLORATIONS.items():
-        parsers[name] = models.add_parser(name, help=kind.__doc__, description=kind.__doc__, allow_abbrev=False)
-        add_options(parsers[name], kind)
-    if argv and not argv[0].startswith("-") and argv[0] not in ("list", "validate", "explore"):
-        raise unknown("command", argv[0], ["list", "validate", "explore"])
-    if argv[:1] == ["explore"] and len(argv) > 1 and not argv[1].startswith("-") and argv[1] not in EXPLORATIONS:
-        raise unknown("model", argv[1], EXPLORATIONS)
-    arguments, extra = parser.parse_known_args(argv)
-    if extra:
-        used = parsers.get(getattr(arguments, "model", None) or arguments.command, validate)
-        options = [option for action in used._actions for option in action.option_strings]
-        raise unknown("option", extra[0].split("=")[0], options)
-    if arguments.command == "explore":
-        return _explore(explore, arguments)
-    if arguments.command == "list":
-        for name, summary in SUITES.items():
-            print(f"{name:15s} {summary}")
-        return 0
-    if arguments.command is None:
-        parser.print_help()
-        return 0
-    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "config", "quiet")}
-    given["suites"] = given["suites"] or None
-    settings = settings_from(given, arguments.config)
-    for name in settings.suites:
-        if name not in SUITES:
-            raise unknown("suite", name, SUITES)
-    return _validate(settings, arguments.quiet)
+        one = models.add_parser(name, help=kind.__doc__, description=kind.__doc__, allow_abbrev=False)
+        parsers[f"explore {name}"] = one
+        add_options(one, kind)
+    return parser, parsers
 
 
-def _explore(parser: Parser, arguments: argparse.Namespace) -> int:
-    if arguments.model is None:
-        parser.print_help()
-        return 0
-    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "model")}
-    print(explore_model(arguments.model, settings_from(given, None, EXPLORATIONS[arguments.model])))
+def _explore(given: dict[str, Any]) -> int:
+    name = given.pop("model")
+    print(explore_model(name, settings_from(given, None, EXPLORATIONS[name])))
     return 0
 
 
-def _validate(settings: RunSettings, quiet: bool) -> int:
-    from validation import store
-
-    folder = store.prepare(settings.out)  # before the slow imports: a bad folder is said at once
-
-    import torch
-    import xarray as xr
-
-    from validation.report import table, write_report
-
-    device = _device(settings.device)
-    checks, claims, series, started = [], [], [], time.perf_counter()
-    for name in settings.suites or tuple(SUITES):
-        if not quiet:
-            print(f"{name}: {SUITES[name]}", file=sys.stderr)
-        try:
-            outcome = run_suite(name, settings, device, Progress(quiet))
-        except ValueError as fault:
-            raise SettingsError(str(fault)) from fault
-        except torch.OutOfMemoryError as fault:
-            raise SettingsError(f"suite {name} ran out of memory on {device}: choose fewer --seeds.") from fault
-        checks += outcome.checks
-        claims += outcome.claims
-        series.append(outcome.series)
-    origin = store.provenance(dataclasses.asdict(settings), device, time.perf_counter() - started)
-    merged = xr.merge(series)
-    try:
-        store.set_aside(folder)
-        store.write_checks(folder, checks, origin)
-        store.write_series(folder, merged, origin)
-        write_report(folder, checks, claims, merged, origin)
-    except OSError as fault:
-        raise SettingsError(
-            f"the results could not be written to '{settings.out}' ({fault.strerror}): free room there or choose --out."
-        ) from fault
-    if not quiet:
-        print(table(checks))
-    unexpected = [check for check in checks if not check.as_expected]
-    counts = ", ".join(
-        f"{sum(check.verdict == verdict for check in checks)} {verdict.value}" for verdict in type(checks[0].verdict)
-    )
-    print(f"{len(checks)} checks in {origin['seconds']:.0f} s: {counts}; {len(unexpected)} not as expected.")
-    print(f"report: {folder / 'report.html'}")
-    return 1 if unexpected else 0
+def _mode(given: dict[str, Any]) -> str:
+    quiet, log = given.pop("quiet"), given.pop("log")
+    return "quiet" if quiet and log == "text" else log
 
 
-def _device(name: str):  # type: ignore[no-untyped-def]
-    import torch
+def _validate(given: dict[str, Any]) -> int:
+    mode, fresh, show = _mode(given), given.pop("fresh"), given.pop("print_config")
+    config, preset = given.pop("config"), given.pop("preset")
+    given["suites"] = given["suites"] or None
+    settings = settings_from(given, config, preset=preset)
+    for name in settings.suites:
+        if name not in SUITES:
+            raise unknown("suite", name, SUITES)
+    if show:
+        print(to_toml(settings), end="")
+        return 0
+    from validation import commands
 
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise SettingsError("there is no CUDA device here: choose --device cpu or auto.")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+    if mode != "quiet":
+        Progress(mode).say(estimate(settings))
+    return commands.validate(settings, mode, fresh)
+
+
+def _sweep(given: dict[str, Any]) -> int:
+    from validation import commands
+
+    suite, mode, fresh = given.pop("suite"), _mode(given), given.pop("fresh")
+    how = {name: given.pop(name) for name in ("engine", "workers", "scheduler", "config")}
+    return commands.sweep(suite, given, mode=mode, fresh=fresh, **how)
+
+
+def _figures(given: dict[str, Any]) -> int:
+    from validation import commands
+
+    return commands.figures(given["names"], given["list"], given["source"], given["out"], given["format"])
+
+
+def _report(given: dict[str, Any]) -> int:
+    from validation import commands
+
+    return commands.report(given["run"], given["against"], given["out"])
 
 
 if __name__ == "__main__":

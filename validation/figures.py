@@ -1,4 +1,4 @@
-"""Figures from saved results: predicted against measured for a claim, and the course of an ensemble."""
+"""What figures share, and the one every claim has: predicted against measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib import rc_context
@@ -101,31 +100,6 @@ def _rows(axes: Axes, checks: Sequence[Check]) -> None:
     axes.set_yticks(range(len(checks)), [check.setting for check in checks], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel(f"{checks[0].observable if checks else ''}   (band: what conforms; ×: rivals)")
-
-
-def course_figure(series: xr.Dataset, prefix: str) -> Figure:
-    """Training loss, mean ln α and test loss of an ensemble along the run: median and 10-90 % over seeds."""
-    panels = [("train loss", "training loss"), ("ln alpha", "mean ln α"), ("test loss", "test loss")]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 3.1), layout="constrained")
-        axes = figure.subplots(1, 3)
-        labels = series[f"{prefix}_schedule"].values
-        shades = matplotlib.colormaps["cividis"](np.linspace(0.0, 0.92, len(labels)))
-        for axis, (name, title) in zip(axes, panels, strict=True):
-            data = series[f"{prefix} {name}"]
-            for c, label in enumerate(labels):
-                values = data.isel({f"{prefix}_schedule": c})
-                low, middle, high = np.nanquantile(values, [0.1, 0.5, 0.9], axis=1)
-                steps = values[f"{prefix}_step"]
-                axis.plot(steps, middle, color=shades[c], lw=1.2, label=str(label))
-                axis.fill_between(steps, low, high, color=shades[c], alpha=0.2, lw=0)
-            axis.set_title(title, loc="left", fontsize=9)
-            axis.set_xlabel("SGD step")
-            if "loss" in name:
-                axis.set_yscale("log")
-                axis.set_ylim(bottom=max(1e-7, axis.get_ylim()[0]))
-        axes[0].legend(fontsize=6.5, frameon=False, ncols=2)
-    return figure
 
 
 def svg(figure: Figure) -> str:

@@ -1,10 +1,12 @@
-"""Settings from the command line and from TOML files, with one sentence for whatever cannot be used."""
+"""Settings from the command line and from TOML or YAML files, with one sentence for whatever cannot be used."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import difflib
+import json
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,8 +47,32 @@ def add_options(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -
             )
 
 
-def settings_from(arguments: Mapping[str, Any], config: str | None, kind: type = RunSettings) -> Any:
-    """Defaults, overridden by a TOML file, overridden by the command line.
+def add_sweep_options(parser: argparse.ArgumentParser, suite: str) -> None:
+    """Options of ``valleydrift sweep SUITE``: one for every setting of the suite, and how to run."""
+    kind = type(getattr(RunSettings(), suite))
+    for field in dataclasses.fields(kind):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUES", help=field.metadata["help"])
+    for field in dataclasses.fields(RunSettings):
+        if field.name in ("size", "device", "seeds", "out"):
+            parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=field.metadata["help"])
+    parser.add_argument("--config", metavar="FILE", help="TOML or YAML file with settings common to all cells")
+    parser.add_argument("--engine", choices=("local", "dask", "slurm"), default="local", help="who runs the cells")
+    parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a running dask cluster")
+
+
+PRESETS = Path(__file__).with_name("presets")
+
+
+def presets() -> list[str]:
+    """Names of the settings that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def settings_from(
+    arguments: Mapping[str, Any], config: str | None, kind: type = RunSettings, preset: str | None = None
+) -> Any:
+    """Defaults, overridden by a TOML or YAML file, overridden by the command line.
 
     Args:
         kind: the settings dataclass to fill.
@@ -55,9 +81,39 @@ def settings_from(arguments: Mapping[str, Any], config: str | None, kind: type =
     Raises:
         SettingsError: an unknown key, a value of the wrong kind, an unreadable file.
     """
-    layers = [_flatten(_read_toml(config))] if config else []
+    if preset is not None and preset not in presets():
+        raise unknown("preset", preset, presets())
+    files = [str(PRESETS / f"{preset}.toml")] if preset else []
+    layers = [_flatten(_read(path)) for path in [*files, *([config] if config else [])]]
     layers.append({name: value for name, value in arguments.items() if value is not None})
     return _build(kind, {name: value for layer in layers for name, value in layer.items()}, "")
+
+
+def to_toml(settings: Any) -> str:
+    """Settings as a TOML file that :func:`settings_from` reads back."""
+    tree = json.loads(json.dumps(dataclasses.asdict(settings)))
+    plain = [f"{name} = {json.dumps(value)}" for name, value in tree.items() if not isinstance(value, dict)]
+    for table, values in tree.items():
+        if isinstance(values, dict):
+            plain += ["", f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+    return "\n".join(plain) + "\n"
+
+
+def reproduction(suite: str, settings: Mapping[str, Any]) -> str:
+    """The command that runs a suite with saved settings (``dataclasses.asdict`` of :class:`RunSettings`)."""
+    words, defaults = ["valleydrift", "validate", suite], dataclasses.asdict(RunSettings())
+    for name, value in settings.items():
+        if name in ("suites", "out") or (isinstance(value, dict) and name != suite):
+            continue
+        pairs = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        known = defaults.get(name, {})
+        for option, part in pairs.items():
+            default = known.get(option.split(".")[-1]) if isinstance(value, dict) else known
+            items = list(part) if isinstance(part, list | tuple) else part
+            if items != (list(default) if isinstance(default, tuple) else default):
+                texts = items if isinstance(items, list) else [items]
+                words += [f"--{option.replace('_', '-')}", *map(str, texts)]
+    return shlex.join(words)
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> SettingsError:
@@ -114,13 +170,21 @@ def _wanted(hint: type) -> str:
     return {int: "a whole number", float: "a number", str: "text"}[hint]
 
 
-def _read_toml(path: str) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
+    import yaml
+
+    kind = "YAML" if path.endswith((".yaml", ".yml")) else "TOML"
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.safe_load(text) if kind == "YAML" else tomllib.loads(text)
     except OSError as fault:
         raise SettingsError(f"the settings file '{path}' cannot be read ({fault.strerror}): check the path.") from fault
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-        raise SettingsError(f"the settings file '{path}' is not TOML ({fault}): mend it there.") from fault
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as fault:
+        why = " ".join(str(fault).split())
+        raise SettingsError(f"the settings file '{path}' is not {kind} ({why}): mend it there.") from fault
+    if tree is not None and not (isinstance(tree, dict) and all(isinstance(key, str) for key in tree)):
+        raise SettingsError(f"the settings file '{path}' holds no names with values: write lines like 'seeds: 64'.")
+    return tree or {}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

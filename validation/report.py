@@ -1,15 +1,16 @@
-"""The report: a table for the terminal and a self-contained HTML page."""
+"""The report: a table for the terminal, a self-contained HTML page, Markdown, and two runs side by side."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import xarray as xr
-
-from validation.check import Check, Claim, Verdict
-from validation.figures import claim_figure, course_figure, svg
+from validation.check import Check, Verdict
+from validation.figures import claim_figure, svg
+from validation.gallery import figures_of
+from validation.options import reproduction
+from validation.run_directory import Saved
 from validation.statistics import SIGMAS
 from validation.store import write_text
 
@@ -37,23 +38,68 @@ def table(checks: Sequence[Check]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(
-    folder: Path, checks: Sequence[Check], claims: Sequence[Claim], series: xr.Dataset, origin: dict[str, Any]
-) -> None:
-    """report.html: every claim with its equation, source, figure and rows; no file beside it is needed."""
+def write_report(folder: Path, runs: Sequence[Saved]) -> None:
+    """report.html (every claim with its equation, source, figure and rows; needs no file beside it) and report.md."""
     import jinja2
 
-    sections = []
-    for claim in claims:
-        rows = [check for check in checks if check.claim == claim.name]
-        if rows:
-            sections.append({"claim": claim, "rows": rows, "figure": svg(claim_figure(rows))})
-    prefixes = [name for name in ("gaussian", "table") if f"{name} train loss" in series]
-    courses = [{"name": name, "figure": svg(course_figure(series, name))} for name in prefixes]
+    suites = []
+    for run in runs:
+        sections = []
+        for claim in run.claims:
+            rows = [check for check in run.checks if check.claim == claim.name]
+            if rows:
+                sections.append({"claim": claim, "rows": rows, "figure": svg(claim_figure(rows))})
+        suite = run.checks[0].suite if run.checks else run.folder.name
+        figures = [
+            {"name": name, "title": figure.title, "figure": svg(figure.draw(run.series))}
+            for name, figure in figures_of(suite, run.series).items()
+        ]
+        command = reproduction(suite, run.origin.get("settings", {}))
+        suites.append({"name": suite, "sections": sections, "figures": figures, "run": run, "command": command})
+    checks = [check for run in runs for check in run.checks]
     source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     page = template.render(
-        sections=sections, courses=courses, checks=checks, origin=origin, sigmas=SIGMAS,
-        unexpected=[check for check in checks if not check.as_expected],
-    )  # fmt: skip
+        suites=suites, checks=checks, sigmas=SIGMAS, unexpected=[check for check in checks if not check.as_expected]
+    )
     write_text(folder / "report.html", page)
+    write_text(folder / "report.md", markdown(checks))
+
+
+def markdown(checks: Sequence[Check]) -> str:
+    """The verdict table in Markdown."""
+    head = "| suite | claim | setting | quantity | theory | measured | runs (diverged) | allowed gap | verdict |"
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    for check in checks:
+        mark = "" if check.as_expected else f" (expected: {check.expected})"
+        cells = [
+            check.suite, check.claim, check.setting, check.observable, f"{check.predicted:.5g}",
+            f"{check.measured:.5g} ± {check.standard_error:.2g}", f"{check.seeds} ({check.diverged})",
+            f"{check.allowed:.2g}", f"{check.verdict}{mark}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def comparison(first: Sequence[Check], second: Sequence[Check]) -> str:
+    """Where two runs differ: verdicts, measurements ``SIGMAS`` combined standard errors apart, rows only one has."""
+
+    def key(check: Check) -> tuple[str, str, str, str]:
+        return check.suite, check.claim, check.setting, check.observable
+
+    ones, others = {key(check): check for check in first}, {key(check): check for check in second}
+    both = [name for name in ones if name in others]
+    lines = []
+    for name in both:
+        one, other = ones[name], others[name]
+        gap = other.measured - one.measured
+        error = math.hypot(one.standard_error, other.standard_error)
+        apart = math.isfinite(gap) and abs(gap) > SIGMAS * error + 1e-9 * abs(one.measured)
+        if one.verdict != other.verdict or apart:
+            lines.append(
+                f"  {' · '.join(name)}: {one.measured:.5g} ± {one.standard_error:.2g} ({one.verdict}) against "
+                f"{other.measured:.5g} ± {other.standard_error:.2g} ({other.verdict})"
+            )
+    lines += [f"  only in the first: {' · '.join(name)}" for name in ones if name not in others]
+    lines += [f"  only in the second: {' · '.join(name)}" for name in others if name not in ones]
+    return "\n".join([f"{len(both)} checks in both, {len(lines)} differences", *lines]) + "\n"

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: checks.json, checks.csv, series.nc, report.html; whole files or none."""
+"""Writing results: checks as JSON and CSV, series as netCDF, provenance; whole files or none."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ from typing import Any
 import torch
 import xarray as xr
 
-from validation.check import Check
+from validation.check import Check, Claim
 from validation.settings import SettingsError
-
-FILES = ("checks.json", "checks.csv", "series.nc", "report.html")
 
 
 def prepare(out: str) -> Path:
@@ -47,8 +45,12 @@ def prepare(out: str) -> Path:
     return folder
 
 
-def set_aside(folder: Path, names: Sequence[str] = FILES) -> None:
-    """Move an earlier run's files of these names to ``earlier-N`` inside the folder, so that nothing is lost."""
+def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
+    """Move an earlier run's files of these names to ``earlier-N`` inside the folder, so that nothing is lost.
+
+    Returns:
+        where they are now; None when there were none.
+    """
     found = [folder / name for name in names if (folder / name).exists()]
     if found:
         number = 1
@@ -57,6 +59,8 @@ def set_aside(folder: Path, names: Sequence[str] = FILES) -> None:
         (folder / f"earlier-{number}").mkdir()
         for path in found:
             path.rename(folder / f"earlier-{number}" / path.name)
+        return folder / f"earlier-{number}"
+    return None
 
 
 def provenance(settings: dict[str, Any], device: torch.device, seconds: float) -> dict[str, Any]:
@@ -75,10 +79,11 @@ def provenance(settings: dict[str, Any], device: torch.device, seconds: float) -
     }
 
 
-def write_checks(folder: Path, checks: Sequence[Check], origin: dict[str, Any]) -> None:
+def write_checks(folder: Path, checks: Sequence[Check], origin: dict[str, Any], claims: Sequence[Claim]) -> None:
     """checks.json and checks.csv."""
-    rows = [{key: value for key, value in dataclasses.asdict(check).items()} for check in checks]
-    text = json.dumps(_finite({"provenance": origin, "checks": rows}), indent=1, ensure_ascii=False)
+    rows = [dataclasses.asdict(check) for check in checks]
+    stated = [dataclasses.asdict(claim) for claim in claims]
+    text = json.dumps(_finite({"provenance": origin, "claims": stated, "checks": rows}), indent=1, ensure_ascii=False)
     write_text(folder / "checks.json", text + "\n")
     columns = [field.name for field in dataclasses.fields(Check)]
 
@@ -95,11 +100,11 @@ def write_checks(folder: Path, checks: Sequence[Check], origin: dict[str, Any]) 
         writer.writerows([cell(name, row[name]) for name in columns] for row in rows)
 
 
-def write_series(folder: Path, series: xr.Dataset, origin: dict[str, Any]) -> None:
-    """series.nc (netCDF 4), with the provenance as an attribute."""
+def write_series(path: Path, series: xr.Dataset, origin: dict[str, Any]) -> None:
+    """netCDF 4, with the provenance as an attribute."""
     series = series.assign_attrs(provenance=json.dumps(_finite(origin), ensure_ascii=False))
     encoding = {name: {"zlib": True, "complevel": 4} for name in series.data_vars}
-    with replacing(folder / "series.nc") as temporary:
+    with replacing(path) as temporary:
         series.to_netcdf(temporary, engine="netcdf4", encoding=encoding)
 
 

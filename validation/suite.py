@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +22,18 @@ SUITES = {
     "stabilization": "one-dimensional networks bounce across the minimum for ever, in a predicted band",
 }
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
+
+COST = {"diagonal": (45, 900), "stabilization": (1, 400)}
+"""Seconds on two cores and MiB at quick size."""
+
+
+def estimate(settings: RunSettings) -> str:
+    """A sentence on how long a run at default lengths takes on two cores and how much memory it needs."""
+    scale = settings.replicates / 32
+    costs = [COST.get(name, (30, 800)) for name in settings.suites or tuple(SUITES)]
+    seconds, memory = scale * sum(cost[0] for cost in costs), max(max(scale, 1) * cost[1] for cost in costs)
+    length = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"about {length} on two cores and {memory / 1024:.1f} GiB, unless done before"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +51,45 @@ def run_suite(name: str, settings: RunSettings, device: torch.device, progress: 
 
 
 class Progress:
-    """Says on standard error what is running and how long it took."""
+    """Says on standard error what is running and how long it took, and keeps a log of it.
 
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet, self._started, self._label = quiet, 0.0, ""
+    Args:
+        mode: ``text`` for people, ``json`` for a line of JSON an event, ``quiet`` for nothing.
+        log: file that receives a line of JSON for every stage that ends.
+        suite: named in the log.
+    """
+
+    def __init__(self, mode: str = "text", log: Path | None = None, suite: str = "") -> None:
+        self._mode, self._log, self._suite, self._started, self._label = mode, log, suite, 0.0, ""
+        if log is not None:
+            log.touch()
 
     def __call__(self, label: str) -> None:
         """Close the current stage and open the next."""
         self.close()
         self._label, self._started = label, time.perf_counter()
-        if not self._quiet:
+        if self._mode == "text":
             print(f"  {label} …", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Close the current stage."""
-        if self._label and not self._quiet:
-            print(f" {time.perf_counter() - self._started:.1f} s", file=sys.stderr, flush=True)
+        if not self._label:
+            return
+        seconds = time.perf_counter() - self._started
+        event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "suite": self._suite, "stage": self._label}
+        line = json.dumps(event | {"seconds": round(seconds, 3)}, ensure_ascii=False)
+        if self._mode == "text":
+            print(f" {seconds:.1f} s", file=sys.stderr, flush=True)
+        elif self._mode == "json":
+            print(line, file=sys.stderr, flush=True)
+        if self._log is not None:
+            with open(self._log, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
         self._label = ""
+
+    def say(self, message: str) -> None:
+        """A sentence between stages."""
+        if self._mode == "text":
+            print(message, file=sys.stderr, flush=True)
+        elif self._mode == "json":
+            print(json.dumps({"message": message}, ensure_ascii=False), file=sys.stderr, flush=True)
