@@ -25,7 +25,10 @@ class CompiledEngine:
     def __init__(
         self, network: ReluNetwork, problem: Regression, theta: Tensor, logistic: bool, averaging: float
     ) -> None:
-        self._X, self._y = np.require(problem.X.numpy(), None, "CW"), np.require(problem.y.numpy(), None, "CW")
+        self._X, self._y = (
+            np.require(problem.X.numpy(), None, ("C", "W")),
+            np.require(problem.y.numpy(), None, ("C", "W")),
+        )
         self._shapes = np.array(network.shapes, dtype=np.int64)
         self._logistic, self._averaging, self._runs = logistic, averaging, len(theta)
         self._lanes = _lanes(len(theta))
@@ -40,7 +43,9 @@ class CompiledEngine:
     ) -> None:
         """Take the steps of one block, arguments as in :meth:`nets.relu_torch.LiteralEngine.advance`."""
         # One memory layout, so that one compiled version serves every call.
-        index, shift, eta, shift_scale = (np.require(part, None, "CW") for part in (index, shift, eta, shift_scale))
+        index, shift, eta, shift_scale = (
+            np.require(part, None, ("C", "W")) for part in (index, shift, eta, shift_scale)
+        )
         _advance(
             self._theta, self._average, self._bad, self._runs, self._shapes, self._X, self._y, index, shift, eta,
             shift_scale, self._logistic, self._averaging, first_step,
