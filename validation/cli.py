@@ -111,7 +111,9 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     figures.add_argument("--list", action="store_true", help="name the figures and stop")
     figures.add_argument("--from", dest="source", metavar="RUN", help="a run directory or a results folder")
     figures.add_argument("--out", default="figures", metavar="DIR", help="output folder (default: figures)")
-    figures.add_argument("--format", nargs="+", default=["svg"], choices=("svg", "png", "pdf"), help="default: svg")
+    figures.add_argument(
+        "--format", nargs="+", default=["svg"], choices=("svg", "png", "pdf", "gif"), help="default: svg"
+    )
     report = parsers["report"] = command("report", "rebuild the report of saved runs, or compare two")
     report.add_argument("run", metavar="RUN", help="a run directory or a results folder")
     report.add_argument("--against", metavar="OTHER", help="print where the two differ instead")

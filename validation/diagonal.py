@@ -20,6 +20,7 @@ from validation import ab_initio_checks as ab_initio
 from validation import diagonal_checks as claims
 from validation.check import Check, Verdict
 from validation.diagonal_checks import Cell
+from validation.loss_surface import surface
 from validation.settings import DiagonalSettings, RunSettings
 from validation.suite import Outcome, Progress
 
@@ -91,8 +92,11 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
 
     checks += gd_checks(options, device, progress)
     checks += ab_initio_checks(settings, device, progress)
+    progress("loss surface")
+    plane = surface(device)
     progress.close()
-    series = xr.merge([_dataset(ensemble, schedules, "gaussian"), _dataset(table_ensemble, table_schedules, "table")])
+    measured = [_dataset(ensemble, schedules, "gaussian"), _dataset(table_ensemble, table_schedules, "table")]
+    series = xr.merge([*measured, plane])
     return Outcome(checks, CLAIMS, series)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib import rc_context
+from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -40,11 +41,13 @@ class SavedFigure:
         title: one line that says what it shows and which figure of which paper it corresponds to.
         variables: names of the series it needs; its CSV holds exactly these.
         draw: makes the figure from the dataset.
+        animate: makes a moving one, where there is one (``--format gif``).
     """
 
     title: str
     variables: tuple[str, ...]
     draw: Callable[[xr.Dataset], Figure]
+    animate: Callable[[xr.Dataset], FuncAnimation] | None = None
 
 
 def claim_figure(checks: Sequence[Check]) -> Figure:

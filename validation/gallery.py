@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
+from matplotlib.animation import PillowWriter
 
 from validation.figures import SavedFigure
 from validation.settings import SettingsError
@@ -51,12 +52,18 @@ def write_figure(name: str, figure: SavedFigure, series: xr.Dataset, folder: Pat
     drawn, written = figure.draw(series), []
     for kind in kinds:
         path = folder / f"{name}.{kind}"
-        with replacing(path) as temporary:
+        if kind == "gif" and figure.animate is None:
+            raise SettingsError(f"figure '{name}' does not move: choose another --format than gif.")
+        with replacing(path, f".{kind}") as temporary:
+            if kind == "gif" and figure.animate is not None:
+                figure.animate(series).save(temporary, writer=PillowWriter(fps=12), dpi=70)
+                written.append(path)
+                continue
             drawn.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
         written.append(path)
     path = folder / f"{name}.csv"
     with replacing(path) as temporary:
-        _long({variable: series[variable] for variable in figure.variables}).to_csv(temporary, index=False)
+        _long({variable: series[variable] for variable in figure.variables}).to_csv(temporary, index=False, float_format="%.9g")
     return [*written, path]
 
 

@@ -115,9 +115,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[str]:
-    """Write beside the target, then put it in place in one move."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+def replacing(target: Path, suffix: str = "") -> Iterator[str]:
+    """Write beside the target (to a name with this suffix), then put it in place in one move."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{suffix}")
     try:
         yield str(temporary)
         temporary.replace(target)
