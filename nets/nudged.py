@@ -272,7 +272,7 @@ class Nudge:
             self._V = state.theta.new_zeros(S, R, p, columns)
         for (s, r), V in found.items():
             self._V[s, r] = V
-        self._factors = torch.tensor([gamma - 1 for gamma in self._gammas]).to(state.theta).view(-1, 1, 1)
+        self._factors = state.theta.new_tensor(self._gammas).view(-1, 1, 1) - 1
 
 
 def sharpest_of(objective: Objective, k: int = 5, tolerance: float = 1e-2) -> Directions:
