@@ -16,6 +16,7 @@ from theory.problem import Regression
 from theory.relu_network import ReluNetwork
 
 VECTOR, MOST_VECTORS = 8, 4  # runs per group: multiples of 8, up to 32, beyond which nothing is gained
+SAMPLES = 64  # per pass of an evaluation
 OVERFLOW = 1e100
 
 
@@ -25,10 +26,7 @@ class CompiledEngine:
     def __init__(
         self, network: ReluNetwork, problem: Regression, theta: Tensor, logistic: bool, averaging: float
     ) -> None:
-        self._X, self._y = (
-            np.require(problem.X.numpy(), None, ("C", "W")),
-            np.require(problem.y.numpy(), None, ("C", "W")),
-        )
+        self._X, self._y = _plain(problem.X.numpy()), _plain(problem.y.numpy())
         self._shapes = np.array(network.shapes, dtype=np.int64)
         self._logistic, self._averaging, self._runs = logistic, averaging, len(theta)
         self._lanes = _lanes(len(theta))
@@ -42,13 +40,9 @@ class CompiledEngine:
         self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, shift_scale: np.ndarray, first_step: int
     ) -> None:
         """Take the steps of one block, arguments as in :meth:`nets.relu_torch.LiteralEngine.advance`."""
-        # One memory layout, so that one compiled version serves every call.
-        index, shift, eta, shift_scale = (
-            np.require(part, None, ("C", "W")) for part in (index, shift, eta, shift_scale)
-        )
         _advance(
-            self._theta, self._average, self._bad, self._runs, self._shapes, self._X, self._y, index, shift, eta,
-            shift_scale, self._logistic, self._averaging, first_step,
+            self._theta, self._average, self._bad, self._runs, self._shapes, self._X, self._y, _plain(index),
+            _plain(shift), _plain(eta), _plain(shift_scale), self._logistic, self._averaging, first_step,
         )  # fmt: skip
 
     def state(self) -> Tensor:
@@ -59,6 +53,18 @@ class CompiledEngine:
     @property
     def bad(self) -> Tensor:
         return torch.from_numpy(self._bad.reshape(-1)[: self._runs].copy())
+
+
+def half_mse(network: ReluNetwork, theta: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    """L = (1/2n) Σ (h(θ, x_i) - y_i)², shape (...) for θ (..., p), samples side by side in each instruction."""
+    flat = _plain(theta.reshape(-1, theta.shape[-1]).numpy())
+    losses = _half_mse(flat, np.array(network.shapes, dtype=np.int64), _plain(X.numpy()), _plain(y.numpy()))
+    return torch.from_numpy(losses).reshape(theta.shape[:-1])
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """The array in the one memory layout for which the loops are compiled."""
+    return np.require(array, None, ("C", "W"))
 
 
 def _lanes(runs: int) -> int:
@@ -117,6 +123,27 @@ def _advance(theta, average, bad, runs, shapes, X, y, index, shift, eta, shift_s
                     for lane in range(lanes):
                         blend = averaging * average[group, p, lane] + (1 - averaging) * t[p, lane]
                         average[group, p, lane] = blend if dead[lane] < 0 else average[group, p, lane]
+
+
+@njit(parallel=True, cache=True)
+def _half_mse(theta, shapes, X, y):  # type: ignore[no-untyped-def]
+    n, d = X.shape
+    rows, lanes = d + shapes[:, 0].sum(), min(SAMPLES, -(-n // VECTOR) * VECTOR)
+    losses = np.empty(len(theta))
+    for run in prange(len(theta)):
+        t, z, total = np.empty((theta.shape[1], lanes)), np.zeros((rows, lanes)), 0.0
+        for p in range(theta.shape[1]):
+            t[p, :] = theta[run, p]
+        for begin in range(0, n, lanes):
+            count = min(lanes, n - begin)
+            for lane in range(count):
+                for c in range(d):
+                    z[c, lane] = X[begin + lane, c]
+            _forward(t, z, shapes, d)
+            for lane in range(count):
+                total += (z[rows - 1, lane] - y[begin + lane]) ** 2
+        losses[run] = total / (2 * n)
+    return losses
 
 
 @njit(cache=True)

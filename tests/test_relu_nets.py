@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nets import relu_compiled
-from nets.relu import gd, sgd, standard_measurements
+from nets.relu import gd, half_mse, sgd, standard_measurements
 from nets.sampling import BatchStream, LabelNoiseStream
 from nets.sgd import sgd as generic_sgd
 from theory.minibatch import Minibatch
@@ -173,6 +173,17 @@ def test_float32_runs_in_torch(plane):
     assert (single.final - double.final).abs().max() < 1e-4
     with pytest.raises(ValueError, match="engine='auto'"):
         sgd(network, problem, start.float(), SCHEDULES, 50, seeds=[0], engine="compiled")
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.widths))
+@pytest.mark.parametrize("n", [1, 9, 64, 150])
+def test_compiled_loss_is_the_loss(network, n):
+    problem = two_layer_teacher(n=n, n_test=1)
+    theta = starts(network, range(6)).reshape(2, 3, -1)
+    expected = (network(theta, problem.X) - problem.y).square().mean(-1) / 2
+    assert torch.allclose(half_mse(network, theta, problem.X, problem.y), expected, rtol=1e-13, atol=0)
+    single = half_mse(network, theta.float(), problem.X.float(), problem.y.float())
+    assert torch.allclose(single.double(), expected, rtol=1e-4)
 
 
 def test_lanes_fill_threads_and_instructions(monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from theory.relu_network import ReluNetwork
 
-SCREENED, BLOCKS, ROWS = 256, 8, 512
+SCREENED, BLOCKS, ROWS, STRIP = 256, 8, 512, 64
 ROUNDING = 1e-14
 CHUNK = 2**24
 
@@ -39,7 +39,7 @@ def distinct_units(activations: Tensor, threshold: float = 0.99, normalize: bool
     duplicate = _screened_duplicates(activations, weights.double(), alive, threshold) if large else None
     if duplicate is None:
         normed = _standardized(activations.double() * weights.double())
-        duplicate = _has_later(normed.transpose(-1, -2) @ normed, threshold)
+        duplicate = largest_later(normed.transpose(-1, -2) @ normed) > threshold
     return alive & ~duplicate
 
 
@@ -52,9 +52,11 @@ def _standardized(phi: Tensor) -> Tensor:
     return centred * (1 / norm).masked_fill(constant, 0.0)
 
 
-def _has_later(correlation: Tensor, threshold: float) -> Tensor:
-    """Which rows of the correlation matrix exceed ``threshold`` right of the diagonal."""
-    return (correlation.abs() > threshold).triu(1).any(-1)
+def largest_later(correlation: Tensor) -> Tensor:
+    """The largest |entry| to the right of the diagonal in each row of (..., m, m), shape (..., m)."""
+    starts = range(0, correlation.shape[-1], STRIP)
+    strips = [correlation[..., at : at + STRIP, at:].abs().triu_(1).amax(-1) for at in starts]
+    return torch.cat(strips, -1)
 
 
 def _screened_duplicates(activations: Tensor, weights: Tensor, alive: Tensor, threshold: float) -> Tensor | None:
@@ -78,7 +80,8 @@ def _screened_duplicates(activations: Tensor, weights: Tensor, alive: Tensor, th
         for begin in range(0, units, size):  # only what is above the diagonal
             products[begin : begin + size, begin:].addmm_(normed[:, begin : begin + size].T, normed[:, begin:])
     margin = n * torch.finfo(torch.float32).eps
-    duplicate, unsure = _has_later(products, threshold + margin), _has_later(products, threshold - margin)
+    largest = largest_later(products)
+    duplicate, unsure = largest > threshold + margin, largest > threshold - margin
     close = (unsure & ~duplicate).nonzero().squeeze(-1)
     if len(close):
         normed = _standardized(activations.double() * weights)
