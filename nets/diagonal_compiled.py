@@ -30,6 +30,12 @@ class CompiledEngine:
 
     def advance(self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int) -> None:
         """Take the steps of one block: index and shift (seeds, steps, B), eta (schedules, steps)."""
+        if index.shape[2] == 1 and not self._averaging:
+            _advance_single(
+                self._a, self._b, self._a_exp, self._b_exp, self._X, self._y, index[:, :, 0], shift, eta,
+                self._weight_decay, self.first_bad_step, first_step,
+            )  # fmt: skip
+            return
         _advance(
             self._a, self._b, self._a_exp, self._b_exp, self._average, self._X, self._y, index, shift, eta,
             self._weight_decay, self._averaging, self.first_bad_step, first_step,
@@ -46,6 +52,56 @@ class CompiledEngine:
     @property
     def bad(self) -> torch.Tensor:
         return torch.from_numpy(self.first_bad_step)
+
+
+@njit(parallel=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
+def _advance_single(a, b, a_exp, b_exp, X, y, index, shift, eta, weight_decay, first_bad_step, first_step):  # type: ignore[no-untyped-def]
+    """One sample a step: the update and the next sample's residual in one pass over the state."""
+    replicates, d = a.shape
+    seeds, steps = index.shape
+    for rep in prange(replicates):
+        if first_bad_step[rep] >= 0 or steps == 0:
+            continue
+        a_r, b_r, schedule, seed = a[rep], b[rep], rep // seeds, rep % seeds
+        a_unit, b_unit = np.empty(d), np.empty(d)  # a² enters w as a_unit · mantissa²
+        plain = True  # no exponent is needed
+        for j in range(d):
+            a_unit[j], b_unit[j] = 2.0 ** (2.0 * a_exp[rep, j]), 2.0 ** (2.0 * b_exp[rep, j])
+            plain = plain and a_exp[rep, j] == 0 and b_exp[rep, j] == 0
+        x, r = X[index[seed, 0]], 0.0
+        for j in range(d):
+            r += x[j] * (a_unit[j] * a_r[j] * a_r[j] - b_unit[j] * b_r[j] * b_r[j])
+        for k in range(steps):
+            r = 0.25 * r - y[index[seed, k]]
+            if shift.shape[0] > 0:
+                r -= shift[seed, k, 0]
+            if not (abs(r) < OVERFLOW):
+                first_bad_step[rep] = first_step + k
+                break
+            pull, x, following = eta[schedule, k] * r, X[index[seed, k]], X[index[seed, min(k + 1, steps - 1)]]
+            r = 0.0
+            if plain:
+                for j in range(d):
+                    step = pull * x[j]
+                    a_j, b_j = a_r[j] - a_r[j] * (step + weight_decay), b_r[j] + b_r[j] * (step - weight_decay)
+                    a_r[j], b_r[j] = a_j, b_j
+                    r += following[j] * (a_j * a_j - b_j * b_j)
+            else:
+                for j in range(d):
+                    step = pull * x[j]
+                    a_j, b_j = a_r[j] - a_r[j] * (step + weight_decay), b_r[j] + b_r[j] * (step - weight_decay)
+                    a_r[j], b_r[j] = a_j, b_j
+                    r += following[j] * (a_unit[j] * a_j * a_j - b_unit[j] * b_j * b_j)
+            if (first_step + k + 1) % RENORMALIZE_EVERY == 0:
+                plain = True
+                for j in range(d):
+                    if a_exp[rep, j] != 0 or abs(a_r[j]) < TINY:
+                        a_r[j], a_exp[rep, j] = _renormalize(a_r[j], a_exp[rep, j])
+                        a_unit[j] = 2.0 ** (2.0 * a_exp[rep, j])
+                    if b_exp[rep, j] != 0 or abs(b_r[j]) < TINY:
+                        b_r[j], b_exp[rep, j] = _renormalize(b_r[j], b_exp[rep, j])
+                        b_unit[j] = 2.0 ** (2.0 * b_exp[rep, j])
+                    plain = plain and a_exp[rep, j] == 0 and b_exp[rep, j] == 0
 
 
 @njit(parallel=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
