@@ -68,31 +68,30 @@ def _advance_single(a, b, a_exp, b_exp, X, y, index, shift, eta, weight_decay, f
         for j in range(d):
             a_unit[j], b_unit[j] = 2.0 ** (2.0 * a_exp[rep, j]), 2.0 ** (2.0 * b_exp[rep, j])
             plain = plain and a_exp[rep, j] == 0 and b_exp[rep, j] == 0
-        x, r = X[index[seed, 0]], 0.0
-        for j in range(d):
-            r += x[j] * (a_unit[j] * a_r[j] * a_r[j] - b_unit[j] * b_r[j] * b_r[j])
-        for k in range(steps):
-            r = 0.25 * r - y[index[seed, k]]
-            if shift.shape[0] > 0:
-                r -= shift[seed, k, 0]
-            if not (abs(r) < OVERFLOW):
-                first_bad_step[rep] = first_step + k
-                break
-            pull, x, following = eta[schedule, k] * r, X[index[seed, k]], X[index[seed, min(k + 1, steps - 1)]]
-            r = 0.0
+        r, pull, decay, x = 0.0, 0.0, 0.0, X[index[seed, 0]]
+        for k in range(-1, steps):  # a pass that changes nothing finds the first residual, with the same rounding
+            if k >= 0:
+                r = 0.25 * r - y[index[seed, k]]
+                if shift.shape[0] > 0:
+                    r -= shift[seed, k, 0]
+                if not (abs(r) < OVERFLOW):
+                    first_bad_step[rep] = first_step + k
+                    break
+                pull, decay, x = eta[schedule, k] * r, weight_decay, X[index[seed, k]]
+            following, r = X[index[seed, min(k + 1, steps - 1)]], 0.0
             if plain:
                 for j in range(d):
                     step = pull * x[j]
-                    a_j, b_j = a_r[j] - a_r[j] * (step + weight_decay), b_r[j] + b_r[j] * (step - weight_decay)
+                    a_j, b_j = a_r[j] - a_r[j] * (step + decay), b_r[j] + b_r[j] * (step - decay)
                     a_r[j], b_r[j] = a_j, b_j
                     r += following[j] * (a_j * a_j - b_j * b_j)
             else:
                 for j in range(d):
                     step = pull * x[j]
-                    a_j, b_j = a_r[j] - a_r[j] * (step + weight_decay), b_r[j] + b_r[j] * (step - weight_decay)
+                    a_j, b_j = a_r[j] - a_r[j] * (step + decay), b_r[j] + b_r[j] * (step - decay)
                     a_r[j], b_r[j] = a_j, b_j
                     r += following[j] * (a_unit[j] * a_j * a_j - b_unit[j] * b_j * b_j)
-            if (first_step + k + 1) % RENORMALIZE_EVERY == 0:
+            if k >= 0 and (first_step + k + 1) % RENORMALIZE_EVERY == 0:
                 plain = True
                 for j in range(d):
                     if a_exp[rep, j] != 0 or abs(a_r[j]) < TINY:
