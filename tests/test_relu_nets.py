@@ -204,6 +204,8 @@ def test_networks_and_starts():
     by_layers = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2]).double()
     torch.nn.utils.vector_to_parameters(theta[0], by_layers.parameters())
     assert torch.allclose(network(theta, X)[0], by_layers(X).squeeze(-1), atol=1e-14)
+    bias = network.split(theta)[-1][1]
+    assert torch.allclose(network.contributions(theta, X).sum(-1) + bias, network(theta, X), atol=1e-14)
     unit = theta[0][network.unit_parameters(1)[2]]
     (W, b), (out, _), _ = network.split(theta[0])
     assert torch.equal(unit, torch.cat([W[2], b[2:3], out[:, 2]]))

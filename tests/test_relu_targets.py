@@ -112,7 +112,7 @@ def test_one_dimension(factor, train, nuclear, underfit):
     assert values["rank"][0, 0] == 85
     assert values["sparsity"][0, 0].item() == pytest.approx(0.22, abs=1e-3)
     assert values["active fraction"][0, 0].item() == pytest.approx(0.48667, abs=1e-5)
-    scaled = run.network.activations(theta[:, 0], run.problem.X) * run.network.split(theta[:, 0])[1][0]
+    scaled = run.network.contributions(theta[:, 0], run.problem.X)
     assert nuclear_norm(scaled)[0].item() == pytest.approx(nuclear, abs=2e-3)
     on, at_start = (run.network.preactivations(t, run.problem.X) for t in (theta[:, 0], run.start))
     assert pattern_distance(on, at_start)[0].item() == pytest.approx(0.040833, abs=5e-7)
@@ -159,10 +159,10 @@ def test_chaotic_three_layers_by_median_and_range(deep):
 def test_chaotic_one_dimension_by_median_and_range(factor, rank, share):
     """A long warmup leaves a quarter of the rank and less than half of the sparsity coefficient of a short one."""
     run = one_dimensional(factor)
-    order = ensemble(run, kinked(run.network, range(48)), 48, 0.999, slice(None))
+    order = ensemble(run, kinked(run.network, range(24)), 24, 0.999, slice(None))
     for name, value in (("rank", rank), ("sparsity", share)):
         assert order[name].p_value < 1e-6
-        assert order[name].survivors == (48, 48)
+        assert order[name].survivors == (24, 24)
         assert order[name].lowest[1] <= value <= order[name].highest[1]
     assert order["rank"].median[1] < 0.3 * order["rank"].median[0]
     assert order["sparsity"].median[1] < 0.5 * order["sparsity"].median[0]

@@ -93,6 +93,11 @@ class ReluNetwork:
         """What leaves the ReLUs of hidden layer ``layer`` = 1 … L-1, shape (..., n, units)."""
         return torch.relu(self.preactivations(theta, X, layer))
 
+    def contributions(self, theta: Tensor, X: Tensor) -> Tensor:
+        """What each unit of the last hidden layer adds to the output, (..., n, units): h without the bias, in sum."""
+        outer, _ = self.split(theta)[-1]
+        return self.activations(theta, X, self.depth - 1) * outer
+
     def jacobian(self, theta: Tensor, X: Tensor) -> Tensor:
         """Φ(θ) with rows ∇_θ h(θ, x_i), shape (..., n, p), one backward pass for all samples and replicates."""
         layers, parts = self._layers(theta, X), self.split(theta)

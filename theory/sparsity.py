@@ -5,6 +5,9 @@ Leading axes of the arguments are batch axes (schedules, seeds, times); results 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -60,34 +63,46 @@ def largest_later(correlation: Tensor) -> Tensor:
 
 
 def _screened_duplicates(activations: Tensor, weights: Tensor, alive: Tensor, threshold: float) -> Tensor | None:
-    """The same for many units: correlations in float32, and in float64 where those are too close to the threshold.
+    """The same for many units: most pairs are settled by an eighth of the inputs, the rest in float32, few in float64.
 
-    n rounding errors of float32 shift a correlation by at most n ε. Rows are taken in chunks that stay in cache.
-    ``None`` where a unit varies so little around its mean that the screening could miss it.
+    With standardised columns c split into a head and a rest, |⟨c_i, c_j⟩| ≤ |head part| + ‖rest of c_i‖ ‖rest of c_j‖.
+    n rounding errors of float32 shift a correlation by at most n ε; units that close to the threshold are settled in
+    float64. ``None`` where a unit varies so little around its mean that float32 could miss it.
     """
     n, units = activations.shape
-    chunks = list(zip(activations.split(ROWS), weights.split(ROWS), strict=True))
+    chunks = list(zip(activations.split(ROWS), weights.split(ROWS), strict=True))  # they stay in cache
     mean = torch.stack([w.T @ rows.double() for rows, w in chunks]).sum(0) / n
     square = torch.stack([w.square().T @ rows.double().square() for rows, w in chunks]).sum(0)
     variance = square - n * mean.square()
     if (alive & (variance <= 1e-6 * square).squeeze(0)).any():
         return None
-    scale = torch.where(alive, variance.rsqrt(), 0.0)
-    products = torch.zeros(units, units, device=alive.device)
-    size = -(-units // BLOCKS)
-    for rows, w in chunks:
-        normed = torch.addcmul(-mean, rows.double(), w).mul_(scale).float()
-        for begin in range(0, units, size):  # only what is above the diagonal
-            products[begin : begin + size, begin:].addmm_(normed[:, begin : begin + size].T, normed[:, begin:])
-    margin = n * torch.finfo(torch.float32).eps
-    largest = largest_later(products)
-    duplicate, unsure = largest > threshold + margin, largest > threshold - margin
-    close = (unsure & ~duplicate).nonzero().squeeze(-1)
+    scale, margin = torch.where(alive, variance.rsqrt(), 0.0), n * torch.finfo(torch.float32).eps
+    normed = (torch.addcmul(-mean, rows.double(), w).mul_(scale).float() for rows, w in chunks)
+    every = torch.arange(units, device=alive.device)
+    head = _products(itertools.islice(normed, -(-len(chunks) // 8)), every, units)
+    rest = (1 - head.diagonal()).clamp(min=0).sqrt()
+    reachable = (largest_later(head.abs() + rest * rest.unsqueeze(1)) > threshold - margin).nonzero().squeeze(-1)
+    correlation = head[reachable] + _products(normed, reachable, units)
+    largest = correlation.abs().where(every > reachable.unsqueeze(1), 0.0).amax(-1)
+    duplicate = torch.zeros_like(alive)
+    duplicate[reachable] = largest > threshold + margin
+    close = reachable[(largest - threshold).abs() <= margin]
     if len(close):
-        normed = _standardized(activations.double() * weights)
-        exact = (normed[:, close].T @ normed).abs() > threshold
-        duplicate[close] = (exact & (torch.arange(units, device=alive.device) > close.unsqueeze(-1))).any(-1)
+        exact = _standardized(activations.double() * weights)
+        correlation = (exact[:, close].T @ exact).abs()
+        duplicate[close] = ((correlation > threshold) & (every > close.unsqueeze(1))).any(-1)
     return duplicate
+
+
+def _products(parts: Iterable[Tensor], columns: Tensor, units: int) -> Tensor:
+    """Σ over parts (rows, units) of part[:, columns]ᵀ part, right of each block's first column."""
+    total = torch.zeros(len(columns), units, device=columns.device)
+    size = max(-(-len(columns) // BLOCKS), 1)
+    blocks = [(at, columns[at : at + size], int(columns[at])) for at in range(0, len(columns), size)]
+    for part in parts:
+        for at, block, first in blocks:
+            total[at : at + size, first:].addmm_(part[:, block].T, part[:, first:])
+    return total
 
 
 def feature_sparsity(activations: Tensor, threshold: float = 0.99, normalize: bool = True) -> Tensor:
