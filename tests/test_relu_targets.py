@@ -157,12 +157,15 @@ def test_chaotic_three_layers_by_median_and_range(deep):
 
 @pytest.mark.parametrize(("factor", "rank", "share"), [(400.0, 19, 0.0642), (500.0, 16, 0.0283)])
 def test_chaotic_one_dimension_by_median_and_range(factor, rank, share):
-    """A long warmup leaves a quarter of the rank and less than half of the sparsity coefficient of a short one."""
+    """A long warmup leaves a quarter of the rank and less than half of the sparsity coefficient of a short one.
+
+    The published over-regularised run is sparser than most: one in twenty ends at 2.8 % or less, hence 64 seeds.
+    """
     run = one_dimensional(factor)
-    order = ensemble(run, kinked(run.network, range(24)), 24, 0.999, slice(None))
+    order = ensemble(run, kinked(run.network, range(64)), 64, 0.999, slice(None))
     for name, value in (("rank", rank), ("sparsity", share)):
         assert order[name].p_value < 1e-6
-        assert order[name].survivors == (24, 24)
+        assert order[name].survivors == (64, 64)
         assert order[name].lowest[1] <= value <= order[name].highest[1]
     assert order["rank"].median[1] < 0.3 * order["rank"].median[0]
     assert order["sparsity"].median[1] < 0.5 * order["sparsity"].median[0]
