@@ -49,7 +49,8 @@ def standard_measurements(
 
 def half_mse(network: ReluNetwork, theta: Tensor, X: Tensor, y: Tensor) -> Tensor:
     """L = (1/2n) Σ (h(θ, x_i) - y_i)², shape (...) for θ (..., p); compiled on the CPU in float64."""
-    if theta.device.type == "cpu" and theta.dtype == X.dtype == torch.float64 and not theta.requires_grad:
+    compilable = theta.device.type == "cpu" and theta.dtype == X.dtype == torch.float64 and not theta.requires_grad
+    if compilable and len(X):
         from nets import relu_compiled
 
         return relu_compiled.half_mse(network, theta, X, y)

@@ -82,6 +82,7 @@ def _scatter(theta: np.ndarray, held: np.ndarray) -> None:
 
 @njit(parallel=True, cache=True)
 def _advance(theta, average, bad, runs, shapes, X, y, index, shift, eta, shift_scale, logistic, averaging, first_step):  # type: ignore[no-untyped-def]
+    """Steps of one block for θ (groups, p, lanes), in place; the arguments' order is that of their owner above."""
     groups, size, lanes = theta.shape
     seeds, steps, batch = index.shape
     d, rows = X.shape[1], X.shape[1] + shapes[:, 0].sum()
@@ -127,6 +128,7 @@ def _advance(theta, average, bad, runs, shapes, X, y, index, shift, eta, shift_s
 
 @njit(parallel=True, cache=True)
 def _half_mse(theta, shapes, X, y):  # type: ignore[no-untyped-def]
+    """Losses of θ (runs, p), shape (runs,)."""
     n, d = X.shape
     rows, lanes = d + shapes[:, 0].sum(), min(SAMPLES, -(-n // VECTOR) * VECTOR)
     losses = np.empty(len(theta))

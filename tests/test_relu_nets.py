@@ -184,6 +184,7 @@ def test_compiled_loss_is_the_loss(network, n):
     assert torch.allclose(half_mse(network, theta, problem.X, problem.y), expected, rtol=1e-13, atol=0)
     single = half_mse(network, theta.float(), problem.X.float(), problem.y.float())
     assert torch.allclose(single.double(), expected, rtol=1e-4)
+    assert torch.isnan(half_mse(network, theta, problem.X[:0], problem.y[:0])).all()  # no held-out data, no test loss
 
 
 def test_lanes_fill_threads_and_instructions(monkeypatch):
