@@ -1,0 +1,125 @@
+"""Suite ``bouncing``: directions in which SGD jumps from wall to wall, the dynamics orthogonal to them, sharpness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from nets.images import digits
+from nets.mlp import mlp
+from nets.objective import SQUARED, FlatNet, Objective
+from nets.resnet import resnet
+from theory.problem import gaussian_sparse
+from theory.streams import seed_of
+from validation import bouncing_checks as claims
+from validation.bouncing_diagonal import observe_diagonal
+from validation.bouncing_orthogonal import ORTHOGONAL, orthogonal_checks
+from validation.bouncing_runs import Setting, Window, observe, trained
+from validation.bouncing_series import dataset
+from validation.check import Check, Verdict
+from validation.settings import RunSettings
+from validation.sharpness import CLAIMS as SHARPNESS_CLAIMS
+from validation.sharpness import sharpness_checks
+from validation.suite import Outcome, Progress
+
+CLAIMS = [*claims.CLAIMS, ORTHOGONAL, *SHARPNESS_CLAIMS]
+FLOAT = torch.float32  # of the image networks: sampling errors are 1e-2, and steps cost half
+
+MOMENTUM = Setting("MLP", 0.2, 32, momentum=0.5)
+SMALL_BATCH = Setting("MLP", 0.2, 8)
+EDGE = Setting("MLP", 0.4, 128)  # ηλ within a per cent or two of 2
+RELU = Setting("ReLU MLP", 0.4, 32)
+RESNET = Setting("ResNet", 0.1, 32)
+DIAGONAL = Setting("diagonal", 2.0, 80)
+
+
+def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outcome:
+    """All checks of the suite."""
+    options, root = settings.bouncing, seed_of(claims.SUITE) % 2**63
+    found = mlp_windows(settings, device, progress, root)
+    progress("tiny ResNet without BatchNorm")
+    objective = digits_objective(lambda: resnet((4, 8), dtype=FLOAT), options.resnet_images, device)
+    (state,) = trained(objective, [RESNET], options.resnet_steps, root)
+    window = observe(objective, RESNET, state, max(settings.replicates // 2, 2), 60, 150, 24, root)
+    found.append((window, resnet_checks(window)))
+    progress("diagonal network with label noise")
+    problem = gaussian_sparse(80, 200, 20).to(device)
+    window = observe_diagonal(problem, DIAGONAL, 3000, 4 * settings.replicates, 200, 400, options.directions, root)
+    found.append((window, diagonal_checks(window)))
+    progress.close()
+    series = dataset([window for window, _ in found])
+    sharpness, curves = sharpness_checks(settings, device, progress)
+    checks = [check for _, part in found for check in part]
+    return Outcome([*checks, *sharpness], CLAIMS, xr.merge([series, curves]))
+
+
+def digits_objective(build: Callable[[], nn.Module], images: int, device: torch.device) -> Objective:
+    """Squared loss to one-hot labels of a network on the digits."""
+    data = digits(images, dtype=FLOAT).to(device)
+    return Objective(FlatNet(build().to(device)), data.train_x, data.train_y, SQUARED)
+
+
+def mlp_windows(
+    settings: RunSettings, device: torch.device, progress: Progress, root: int
+) -> list[tuple[Window, list[Check]]]:
+    """64-32-10 networks on digits: over (η, B), with momentum, with reshuffled epochs, close to ηλ = 2, with ReLU."""
+    options, runs, found = settings.bouncing, 2 * settings.replicates, list[tuple[Window, list[Check]]]()
+    objective = digits_objective(lambda: mlp(dtype=FLOAT), options.images, device)
+    plain = [Setting("MLP", eta, 32) for eta in options.step_sizes]
+    middle = len(plain) // 2
+    shuffled = Setting("MLP", plain[middle].step_size, 32, reshuffled=True)
+
+    def look(at: Objective, setting: Setting, state: tuple[Tensor, Tensor]) -> None:
+        window = observe(at, setting, state, runs, options.burn_in, options.window, options.directions, root)
+        found.append((window, mlp_checks(window)))
+
+    progress(f"digits MLP, {len(plain) + 2} settings at B=32 x {runs} replicas")
+    states = trained(objective, [*plain, MOMENTUM], options.steps, root)
+    for setting, state in zip([*plain, MOMENTUM, shuffled], [*states, states[middle]], strict=True):
+        look(objective, setting, state)
+    progress(f"SDE in the complement of the bouncing directions, {plain[middle].label}")
+    window, checks = found[middle]
+    checks += orthogonal_checks(objective, window, settings, root)
+    rectified = digits_objective(lambda: mlp(activation=nn.ReLU, dtype=FLOAT), options.images, device)
+    for at, setting in ((objective, SMALL_BATCH), (objective, EDGE), (rectified, RELU)):
+        progress(f"digits {setting.label}")
+        (state,) = trained(at, [setting], options.steps, root)
+        look(at, setting, state)
+    return found
+
+
+def mlp_checks(window: Window) -> list[Check]:
+    """What is claimed of a window of an MLP."""
+    setting = window.setting
+    plain = not (setting.momentum or setting.reshuffled)
+    checks = claims.autocorrelation_checks(window)
+    if setting == EDGE:
+        # Known: within a per cent of ηλ = 2 the walls bend within one bounce, and the linear law's level is too high.
+        return [*checks, claims.excess_check(window, Verdict.DISAGREES)]
+    checks += [*claims.variance_checks(window), claims.excess_check(window)]
+    if plain:
+        checks += claims.sde_checks(window)
+    if setting == SMALL_BATCH:
+        checks += [claims.level_check(window, Verdict.AGREES), *claims.gaussian_checks(window)]
+    elif setting.network == "MLP" and plain and setting.step_size >= 0.1:
+        # Known: residuals are larger along the sharp directions than elsewhere, and the level is above the law's.
+        checks.append(claims.level_check(window, Verdict.DISAGREES))
+        checks += claims.inside_and_outside_checks(window)
+    if plain and float(window.slip[-1]) < claims.FLAT:
+        checks.append(claims.diffusion_check(window))
+    return checks
+
+
+def resnet_checks(window: Window) -> list[Check]:
+    """What is claimed of the residual network."""
+    checks = claims.autocorrelation_checks(window, spread=False)
+    return [*checks, *claims.sde_checks(window), claims.excess_check(window)]
+
+
+def diagonal_checks(window: Window) -> list[Check]:
+    """What is claimed of the diagonal network."""
+    checks = claims.autocorrelation_checks(window)
+    return [*checks, *claims.variance_checks(window), *claims.sde_checks(window), claims.excess_check(window)]
