@@ -82,6 +82,66 @@ class StabilizationSettings:
 
 
 @dataclass(frozen=True)
+class BouncingSettings:
+    """Suite ``bouncing``: directions with ηλ > 1, the dynamics orthogonal to them, and the sharpest directions."""
+
+    images: int = option(1504, "training images of the digits MLP; 47 batches of 32")
+    steps: int = option(6000, "SGD steps of the MLPs before replicas set out")
+    step_sizes: tuple[float, ...] = option((0.05, 0.1, 0.2), "step sizes at batch size 32")
+    window: int = option(282, "steps for which replicas are watched; 6 epochs")
+    burn_in: int = option(150, "steps before that, from the state they share")
+    directions: int = option(48, "sharpest eigendirections that are followed")
+    resnet_images: int = option(256, "training images of the residual network")
+    resnet_steps: int = option(1000, "its SGD steps before replicas set out")
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps", "window", "burn_in", "resnet_images", "resnet_steps"):
+            _positive(name.replace("_", " "), getattr(self, name))
+        _positive("step size", *self.step_sizes)
+        if not 64 <= self.images <= 1797 or self.images % 32:
+            raise SettingsError(f"{self.images} images do not make epochs: choose a multiple of 32 from 64 to 1792.")
+        if self.resnet_images > 1797:
+            raise SettingsError(f"there are 1797 digits: choose resnet images up to that, not {self.resnet_images}.")
+        if self.window < 60 or self.directions < 24:
+            raise SettingsError("a window below 60 steps or fewer than 24 directions decides nothing: choose more.")
+
+
+@dataclass(frozen=True)
+class CollapseSettings:
+    """Suite ``collapse``: noise that vanishes on an invariant set draws networks onto it."""
+
+    mu: float = option(1.5, "depth of the quartic well")
+    paths: int = option(20_000, "paths that test its stationary law")
+    samples: int = option(32, "samples of the single neuron")
+    neuron_dt: float = option(0.01, "integration step of the single neuron")
+    sigmas: tuple[float, ...] = option((5.0, 10.0, 15.0, 20.0), "gradient noise of linear teacher and student")
+    toy_steps: int = option(10_000, "SGD steps of the two-unit toy")
+
+    def __post_init__(self) -> None:
+        for name in ("mu", "paths", "samples", "neuron_dt", "toy_steps"):
+            _positive(name.replace("_", " "), getattr(self, name))
+        _positive("sigma", *self.sigmas)
+        if not self.sigmas or self.toy_steps < 2000:
+            raise SettingsError("sigmas must not be empty and the toy needs 2000 steps or more.")
+
+
+@dataclass(frozen=True)
+class ReluSettings:
+    """Suite ``relu``: ReLU networks, the label-noise SDE against SGD."""
+
+    two_layer_steps: int = option(14_126, "SGD steps of the two-layer teacher-student")
+    three_layer_steps: int = option(10_001, "SGD steps of the three-layer teacher-student")
+    one_dimensional_steps: int = option(31_623, "SGD steps of the one-dimensional regression")
+    middle_step: float = option(0.6, "step size between the published 0.26 and 0.91, divided by 5 at half the run")
+    seed_factor: int = option(4, "two-layer seeds for each seed of the other experiments: two thirds diverge")
+    substeps: int = option(2, "Euler-Maruyama steps of the SDE for each step of SGD")
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            _positive(name.replace("_", " "), getattr(self, name))
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """One validation run."""
 
@@ -94,6 +154,9 @@ class RunSettings:
     out: str = option("results", "output folder")
     diagonal: DiagonalSettings = field(default_factory=DiagonalSettings)
     stabilization: StabilizationSettings = field(default_factory=StabilizationSettings)
+    collapse: CollapseSettings = field(default_factory=CollapseSettings)
+    bouncing: BouncingSettings = field(default_factory=BouncingSettings)
+    relu: ReluSettings = field(default_factory=ReluSettings)
 
     def __post_init__(self) -> None:
         if self.seeds < 0:
