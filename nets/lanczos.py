@@ -46,10 +46,12 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The ``k`` largest, smallest or largest-in-magnitude eigenpairs, until ‖A v - λv‖ ≤ tolerance · max|λ|.
 
-    Rayleigh-Ritz on a growing orthonormal basis Q, extended by the worst wanted pair's residual. From one random
-    vector all residuals are parallel and this is Lanczos with full reorthogonalisation; from eigenvectors of a nearby
-    operator it starts with k products and spends more only on what has changed. When the basis is full it is cut back
-    to the wanted Ritz vectors and half as many again (thick restart). Memory: 2 · basis vectors of p numbers.
+    From one vector this is Lanczos with full reorthogonalisation and thick restart: AQ = QT + r eᵀ, so all residuals
+    are parallel to r and cost nothing. From several columns, eigenvectors of a nearby operator, it is Rayleigh-Ritz on
+    them, k products, extended by the worst wanted pair's residual: more is spent only on what has changed. A full
+    basis is cut back to the wanted Ritz vectors and half as many again. Memory: ``basis`` vectors of p numbers, twice
+    that from several columns.
+    Source: Wu, Simon (2000), thick restart; Davidson (1975) without preconditioner.
 
     Args:
         start: warm start, columns of shape (p, j), e.g. eigenvectors found before; a random vector by default.
@@ -69,23 +71,21 @@ def eigenpairs(
     if not tolerance > 0:
         raise ValueError(f"tolerance {tolerance} is not usable: choose a positive number.")
     budget = 20 * size if max_products is None else max_products
-    space = _Space(operator, size, seed)
-    for column in _start(operator, start, k, seed).T:
+    first = _start(operator, start, k, seed)
+    space = _Space(operator, size, seed, krylov=first.shape[1] == 1)
+    for column in first.T:
         space.extend(column)
     while True:
         values, coordinates = space.ritz(which)
         wanted = min(k, space.count)
-        residual = space.residuals(values[:wanted], coordinates[:, :wanted])
-        norms = residual.norm(dim=0)
-        scale = float(values.abs().max())
-        small = bool((norms <= tolerance * scale).all()) and space.count >= k
+        norms, direction = space.residuals(values[:wanted], coordinates[:, :wanted])
+        small = bool((norms <= tolerance * values.abs().max()).all()) and space.count >= k
         if small or space.products >= budget or space.count == p:
             vectors = space.Q[:, : space.count] @ coordinates[:, :wanted]
             return Eigenpairs(values[:wanted], vectors, norms, space.products, small or space.count == p)
-        direction = residual[:, int(norms.argmax())]
         if space.count == size:
-            space.restart(coordinates[:, : min(size - 1, k + max(2, k // 2))])
-        space.extend(direction)
+            space.restart(values, coordinates, min(size - 1, k + max(2, k // 2)))
+        space.extend(direction, orthogonal=space.krylov)
 
 
 def _start(operator: Operator, start: Tensor | None, k: int, seed: int) -> Tensor:
@@ -98,38 +98,53 @@ def _start(operator: Operator, start: Tensor | None, k: int, seed: int) -> Tenso
 
 
 class _Space:
-    """An orthonormal basis Q, its image AQ, and T = QᵀAQ; columns beyond ``count`` are unused."""
+    """An orthonormal basis Q and T = QᵀAQ; columns beyond ``count`` are unused.
 
-    def __init__(self, operator: Operator, size: int, seed: int) -> None:
-        self._operator = operator
+    A Krylov space has AQ = QT + r eᵀ, e the last unit vector, and keeps r; any other keeps the images AQ.
+    """
+
+    def __init__(self, operator: Operator, size: int, seed: int, krylov: bool) -> None:
+        self._operator, self.krylov = operator, krylov
         self.Q = torch.empty(size, operator.p, dtype=operator.dtype, device=operator.device).T
-        self._image = torch.empty_like(self.Q)
+        self._image = torch.empty_like(self.Q) if not krylov else self.Q[:, :0]
         self._T = torch.zeros(size, size, dtype=operator.dtype, device=operator.device)
+        self._rest = self.Q[:, 0]
         self._generator = init_generator(seed + 1)
         self.count, self.products = 0, 0
 
-    def extend(self, direction: Tensor) -> None:
+    def extend(self, direction: Tensor, orthogonal: bool = False) -> None:
         """One more basis vector along ``direction``, or along a random one where nothing of it is new."""
         j = self.count
-        Q = self.Q[:, :j]
-        v, size = direction, float(direction.norm())
-        for _ in range(20):
-            for _ in range(2):
-                v = v - Q @ (Q.T @ v)
-            norm = float(v.norm())
-            if norm > 100 * torch.finfo(v.dtype).eps * size:
-                break
-            v = torch.randn(len(v), generator=self._generator, dtype=v.dtype).to(v.device)
-            size = float(v.norm())
-        v = v / norm
-        v = v - Q @ (Q.T @ v)
-        self.Q[:, j] = v / v.norm()
+        self.Q[:, j] = self._new(direction, orthogonal)
         image = self._operator.product(self.Q[:, j])
-        if not torch.isfinite(image).all():
+        Q = self.Q[:, : j + 1]
+        column = Q.T @ image
+        if not torch.isfinite(column).all():
             raise ValueError(f"the {self._operator.name} gives NaN: look at the state before the run diverged.")
-        self._image[:, j] = image
-        self._T[: j + 1, j] = self._T[j, : j + 1] = self.Q[:, : j + 1].T @ image
+        self._T[: j + 1, j] = self._T[j, : j + 1] = column
+        if self.krylov:
+            rest = image - Q @ column
+            self._rest = rest - Q @ (Q.T @ rest)
+        else:
+            self._image[:, j] = image
         self.count, self.products = j + 1, self.products + 1
+
+    def _new(self, direction: Tensor, orthogonal: bool) -> Tensor:
+        Q, v, scale = self.Q[:, : self.count], direction, 1.0
+        # What is left of a vector after projection counts as new when it is above rounding of what was projected.
+        floor = 100 * torch.finfo(v.dtype).eps
+        if self.count:
+            scale = float(self._T[: self.count, : self.count].abs().amax())
+        for attempt in range(20):
+            if attempt or not orthogonal:
+                for _ in range(2):
+                    v = v - Q @ (Q.T @ v)
+            size = float(v.norm())
+            if size > floor * scale:
+                return v / size
+            v = torch.randn(len(v), generator=self._generator, dtype=v.dtype).to(v.device)
+            scale = float(v.norm())
+        raise ValueError(f"no direction is left outside a basis of {self.count} vectors: ask for fewer eigenpairs.")
 
     def ritz(self, which: Which) -> tuple[Tensor, Tensor]:
         """Ritz values and coordinates, most wanted first."""
@@ -138,15 +153,20 @@ class _Space:
         order = key.argsort()
         return values[order], coordinates[:, order]
 
-    def residuals(self, values: Tensor, coordinates: Tensor) -> Tensor:
-        """A v - λ v of the given Ritz pairs, shape (p, pairs)."""
+    def residuals(self, values: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """‖Av - λv‖ of the given Ritz pairs, and the direction in which to go on."""
         j = self.count
-        return self._image[:, :j] @ coordinates - self.Q[:, :j] @ (coordinates * values)
+        if self.krylov:
+            rounding = torch.finfo(values.dtype).eps * self._T[:j, :j].abs().amax()
+            return (self._rest.norm() * coordinates[-1].abs()).clamp_min(rounding), self._rest
+        residual = self._image[:, :j] @ coordinates - self.Q[:, :j] @ (coordinates * values)
+        norms = residual.norm(dim=0)
+        return norms, residual[:, int(norms.argmax())]
 
-    def restart(self, coordinates: Tensor) -> None:
-        """Keep only these Ritz vectors; their images follow without products."""
-        j, kept = self.count, coordinates.shape[1]
-        Q, image = self.Q[:, :j] @ coordinates, self._image[:, :j] @ coordinates
-        self.Q[:, :kept], self._image[:, :kept] = Q, image
-        self._T[:kept, :kept] = Q.T @ image
+    def restart(self, values: Tensor, coordinates: Tensor, kept: int) -> None:
+        """Keep only the most wanted Ritz vectors; their images, and r, follow without products."""
+        j, coordinates = self.count, coordinates[:, :kept]
+        for whole in [self.Q] if self.krylov else [self.Q, self._image]:
+            whole[:, :kept] = whole[:, :j] @ coordinates
+        self._T[:kept, :kept] = torch.diag(values[:kept])
         self.count = kept
