@@ -8,19 +8,13 @@ a checksum of what each computed; writes benchmarks/results/sde.json.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import os
-import platform
-import statistics
-import subprocess
-import time
+import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 import torchsde
+from measure import in_turn, row, save
 from torch import Tensor
 
 from nets.diagonal import initial_state
@@ -90,7 +84,11 @@ def diagonal_peers(paths: int) -> dict[str, Run]:
         ts = torch.tensor([0.0, end], dtype=torch.float64)
         return torchsde.sdeint(ForTorchsde(sde), y0, ts, bm=bm, dt=DT, method="euler")[-1]
 
-    peers = {"fused": own, "generic": generic, "torchsde, g_prod and BrownianInterval(dt=dt)": theirs}
+    peers = {
+        "here": own,
+        "the generic integrator here": generic,
+        "torchsde, g_prod and BrownianInterval(dt=dt)": theirs,
+    }
     return peers | _diffrax(y0)
 
 
@@ -162,10 +160,10 @@ def gbm_peers(paths: int) -> dict[str, Run]:
         ts = torch.tensor([0.0, 0.01 * steps - 1e-6], dtype=torch.float64)
         return torchsde.sdeint(Gbm(), y0, ts, dt=0.01, method="euler")[-1]
 
-    return {"own": own, "torchsde, defaults": theirs}
+    return {"here": own, "torchsde, defaults": theirs}
 
 
-def compare(peers: dict[str, Run], steps: int, rounds: int) -> dict[str, object]:
+def compare(work: str, peers: dict[str, Run], steps: int, rounds: int) -> list[dict[str, object]]:
     """Check that means agree, then alternate; ratios are of the first peer's time, round by round."""
     first, *others = peers
     finals = {name: run(steps) for name, run in peers.items()}  # compiles, and is compared first
@@ -174,47 +172,23 @@ def compare(peers: dict[str, Run], steps: int, rounds: int) -> dict[str, object]
         sample = finals[name].mean(1)
         error = 5 * float((reference.std() ** 2 + sample.std() ** 2) ** 0.5) / len(sample) ** 0.5
         assert abs(float(reference.mean() - sample.mean())) < error + 1e-12, f"{name} has another law"
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds):
-        for name, run in peers.items():
-            start = time.perf_counter()
-            run(steps)
-            seconds[name].append((time.perf_counter() - start) / steps)
-    rows = {}
-    for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(times, seconds[first], strict=True)]
-        rows[name] = {
-            "us per step": round(1e6 * statistics.median(times), 1),
-            "times the first": [round(f(ratios), 2) for f in (statistics.median, min, max)],
-            "checksum": float(finals[name].mean()),
-        }
-    return rows
+    taken = in_turn({name: functools.partial(run, steps) for name, run in peers.items()}, rounds)
+    each = {name: [t / steps for t in times] for name, times in taken.items()}
+    sums = {name: float(final.mean()) for name, final in finals.items()}
+    return [row(work, name, each[name], each[first], (sums[name], sums[first]), "step") for name in others]
 
 
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    tables = {
-        "scalar GBM, 64 paths, 1000 steps": compare(gbm_peers(64), 1000, rounds),
-        "scalar GBM, 4096 paths, 1000 steps": compare(gbm_peers(4096), 1000, rounds),
-        "diagonal label-noise SDE, n=80, d=200, 64 paths, 400 steps": compare(diagonal_peers(64), 400, rounds),
-        "diagonal label-noise SDE, n=80, d=200, 1024 paths, 60 steps": compare(diagonal_peers(1024), 60, rounds),
-    }
-    root = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    result = {
-        "tables": tables,
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {name: found[name] for name in ("torch", "torchsde", "numba", "diffrax", "jax") if name in found},
-    }
-    (root / "results").mkdir(exist_ok=True)
-    (root / "results" / "sde.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    rounds, rows = parser.parse_args().rounds, []
+    for paths in (64, 4096):
+        rows += compare(f"scalar GBM, {paths} paths", gbm_peers(paths), 1000, rounds)
+    for paths, steps in ((64, 400), (1024, 60)):
+        work = f"diagonal label-noise SDE, n=80, d=200, {paths} paths"
+        rows += compare(work, diagonal_peers(paths), steps, rounds)
+    save("sde", rows)
 
 
 if __name__ == "__main__":
