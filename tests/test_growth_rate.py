@@ -84,6 +84,12 @@ def test_a_pair_is_the_difference_of_its_units(block):
             assert torch.allclose(getattr(rate, name)[k], getattr(alone, name)[0])
 
 
+def test_a_unit_on_its_set_has_no_rate(block):
+    x, g = block
+    rate = sign_growth(torch.stack([x[0], 0 * x[1], x[2]]), g, Dynamics(0.1)).value
+    assert torch.isnan(rate).tolist() == [False, True, False]
+
+
 def test_pairs_in_chunks_and_batches_are_the_same_numbers(block, monkeypatch):
     x, g = (torch.stack([part, 2 * part]) for part in block)
     pairs = torch.combinations(torch.arange(3))
@@ -154,8 +160,6 @@ def test_bad_arguments(block):
     x, g = block
     with pytest.raises(ValueError, match="do not fit"):
         sign_growth(x, g[0], Dynamics(0.1))
-    with pytest.raises(ValueError, match="leave it out"):
-        sign_growth(torch.zeros_like(x), g, Dynamics(0.1))
     with pytest.raises(ValueError, match="give no covariance"):
         sign_growth(x, g[:1], Dynamics(0.1))
     with pytest.raises(ValueError, match="give no covariance"):

@@ -74,7 +74,7 @@ class Dynamics:
 
 
 def sign_growth(vectors: Tensor, gradients: Tensor, dynamics: Dynamics) -> GrowthRate:
-    """The growth rate of ‖w_u‖ for every unit, terms of shape (..., units).
+    """The growth rate of ‖w_u‖ for every unit, terms of shape (..., units); NaN for a unit that is on its set.
 
     Args:
         vectors: entries that vanish on the sign sets, shape (..., units, dim).
@@ -83,14 +83,14 @@ def sign_growth(vectors: Tensor, gradients: Tensor, dynamics: Dynamics) -> Growt
             well: they are samples of a draw with ``Minibatch(1)``.
 
     Raises:
-        ValueError: shapes that do not fit, a unit on its set, fewer than two gradients.
+        ValueError: shapes that do not fit, fewer than two gradients.
     """
     _check(vectors, gradients)
     return _growth(vectors, gradients, dynamics)
 
 
 def pair_growth(vectors: Tensor, gradients: Tensor, pairs: Tensor, dynamics: Dynamics) -> GrowthRate:
-    """The growth rate of ‖w_u - w_v‖ for pairs of units, terms of shape (..., pairs).
+    """The growth rate of ‖w_u - w_v‖ for pairs of units, terms of shape (..., pairs); NaN for a pair on its set.
 
     Args:
         vectors: all entries of the units, shape (..., units, dim).
@@ -98,7 +98,7 @@ def pair_growth(vectors: Tensor, gradients: Tensor, pairs: Tensor, dynamics: Dyn
         pairs: unit numbers, shape (pairs, 2).
 
     Raises:
-        ValueError: shapes that do not fit, a pair on its set, fewer than two gradients.
+        ValueError: shapes that do not fit, fewer than two gradients.
     """
     _check(vectors, gradients)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
@@ -123,8 +123,6 @@ def _growth(x: Tensor, gradients: Tensor, dynamics: Dynamics) -> GrowthRate:
     if not 2 <= given <= samples:
         raise ValueError(f"{given} gradients of {samples} samples give no covariance: give 2 to {samples} of them.")
     square = x.square().sum(-1)
-    if bool((square == 0).any()):
-        raise ValueError("a component is zero, on its set, where ln‖x‖ has no rate: leave it out.")
     # The covariance among all samples, without bias from the part of them seen.
     whole = 1.0 if given == samples else given / (given - 1) * (samples - 1) / samples
     eta = effective_step_size(dynamics.step_size, dynamics.momentum)
