@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
 
-from nets.sampling import BatchStream
+from nets.sampling import Draws
 from theory.collapse_data import LinearTeacher
 from theory.minibatch import Minibatch
 from theory.schedule import Schedule
-from theory.streams import named_generator, seed_of
+from theory.streams import seed_of
 
 BLOCK = 256
 
@@ -27,7 +28,7 @@ def diagonal_sgd(
     """Singular values s = s_u s_v after the numbers of steps ``records``, shape (records, sigmas, seeds, modes).
 
     r = s_u s_v - S* + σξ, s_u ← s_u - η r s_v and s_v ← s_v - η r s_u at once, ξ ~ N(0, 1) fresh for every mode and
-    step. All noise levels see the same ξ of a seed. A mode stays where |s| < 1e-280.
+    step, drawn in single precision. All noise levels see the same ξ of a seed. A mode stays where |s| < 1e-280.
 
     Args:
         schedule: η per step (the published 3/1024, divided by 10 after step 50 000).
@@ -45,7 +46,7 @@ def diagonal_sgd(
     # SFC64 makes normals faster than Philox does.
     generators = [np.random.Generator(np.random.SFC64(seed_of(root_seed, "mode noise", seed))) for seed in seeds]
     u = np.full((len(seeds), len(sigmas), len(singular)), float(start))
-    v, noise = u.copy(), np.empty((len(seeds), BLOCK, len(singular)))
+    v, noise = u.copy(), np.empty((len(seeds), BLOCK, len(singular)), dtype=np.float32)
     out = np.empty((len(at), len(sigmas), len(seeds), len(singular)))
     stops = sorted({*range(0, steps, BLOCK), *at.tolist(), steps})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -60,7 +61,7 @@ def diagonal_sgd(
 
 
 def _fill(generator: np.random.Generator, block: np.ndarray) -> None:
-    generator.standard_normal(out=block)
+    generator.standard_normal(out=block, dtype=np.float32)
 
 
 @njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
@@ -81,11 +82,12 @@ def _advance(u, v, singular, sigmas, eta, noise):  # type: ignore[no-untyped-def
 
 def general_sgd(
     X: Tensor, Y: Tensor, start: tuple[Tensor, Tensor], schedule: Schedule, steps: int, records: Sequence[int],
-    seeds: Sequence[int], batch: Minibatch, root_seed: int = 0, label_noise: float = 0.0,
+    seeds: Sequence[int], batch: Minibatch, root_seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """V and U of Ŷ = X V U after the numbers of steps ``records``, shapes (records, seeds, ...): minibatch SGD.
 
-    V ← V - (η/B) Σ x (rᵀUᵀ), U ← U - (η/B) Vᵀ Σ x rᵀ at once, r = UᵀVᵀx - y (+ label noise); full batch at B = n.
+    V ← V - (η/B) Σ x (Ur)ᵀ, U ← U - (η/B) Σ (Vᵀx) rᵀ at once, r = UᵀVᵀx - y; without replacement and of size n the
+    batch is full. Float64 on the CPU.
 
     Args:
         X, Y: inputs (n, d) and targets (n, m).
@@ -94,35 +96,61 @@ def general_sgd(
     Raises:
         ValueError: shapes that do not fit, a batch that cannot be drawn, records that do not ascend up to ``steps``.
     """
-    V, U = start
-    if X.shape[0] != Y.shape[0] or V.shape[0] != X.shape[1] or U.shape != (V.shape[1], Y.shape[1]):
+    v, u = start
+    if X.shape[0] != Y.shape[0] or v.shape[0] != X.shape[1] or u.shape != (v.shape[1], Y.shape[1]):
         raise ValueError(
-            f"X {tuple(X.shape)}, Y {tuple(Y.shape)}, V {tuple(V.shape)}, U {tuple(U.shape)} do not chain: "
+            f"X {tuple(X.shape)}, Y {tuple(Y.shape)}, V {tuple(v.shape)}, U {tuple(u.shape)} do not chain: "
             "give (n, d), (n, m), (d, k) and (k, m)."
         )
-    at = sorted(set(records))
-    if not at or list(records) != at or at[0] < 0 or at[-1] > steps or not len(seeds):
+    at = np.asarray(records, dtype=np.int64)
+    if not len(at) or at[0] < 0 or (np.diff(at) <= 0).any() or at[-1] > steps or not len(seeds):
         raise ValueError(f"give at least one seed, and records that ascend up to {steps}.")
-    eta = schedule.step_sizes(steps).tolist()
-    V, U = (part.expand(len(seeds), *part.shape).clone() for part in (V, U))
-    full = not batch.replacement and batch.size == len(X)
-    stream = BatchStream(len(X), batch, seeds, root_seed)
-    generators = [named_generator(root_seed, "label noise", seed) for seed in seeds]
-    kept, rows = [], torch.empty(0)
-    for k in range(steps + 1):
-        if k in at:
-            kept.append((V.clone(), U.clone()))
-        if k == steps:
-            break
-        if k % BLOCK == 0 and not full:
-            rows = torch.from_numpy(stream.block(min(BLOCK, steps - k)).astype(np.int64))
-        x, y = (X, Y) if full else (X[rows[:, k % BLOCK]], Y[rows[:, k % BLOCK]])
-        hidden = x @ V
-        r = hidden @ U - y
-        if label_noise:
-            drawn = np.stack([g.standard_normal(r.shape[1:]) for g in generators])
-            r = r + label_noise * torch.from_numpy(drawn).to(r)
-        scale = eta[k] / batch.size
-        gradient = x.mT @ r  # (seeds, d, m)
-        V, U = V - scale * gradient @ U.mT, U - scale * hidden.mT @ r
-    return torch.stack([v for v, _ in kept]), torch.stack([u for _, u in kept])
+    eta, draws = schedule.step_sizes(steps).numpy(), Draws(len(X), batch, seeds, steps, root_seed, 0.0, None)
+    V, U = (part.double().expand(len(seeds), *part.shape).clone().numpy() for part in (v, u))
+    inputs, targets = (part.double().contiguous().numpy() for part in (X, Y))
+    kept = {0: (V.copy(), U.copy())}
+    stops = sorted({*range(0, steps, BLOCK), *at.tolist(), steps})
+    for begin, end in pairwise(stops):
+        index, _ = draws.block(begin, end - begin)
+        _general(V, U, inputs, targets, index, eta[begin:end] / draws.size)
+        if end in at:
+            kept[end] = V.copy(), U.copy()
+    pairs = [kept[step] for step in at.tolist()]
+    return torch.from_numpy(np.stack([v for v, _ in pairs])), torch.from_numpy(np.stack([u for _, u in pairs]))
+
+
+@njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+def _general(V, U, X, Y, index, scale):  # type: ignore[no-untyped-def]
+    seeds, d, k = V.shape
+    m = U.shape[2]
+    for seed in prange(seeds):
+        v, u = V[seed], U[seed]
+        gv, gu, hidden, r, back = np.empty((d, k)), np.empty((k, m)), np.empty(k), np.empty(m), np.empty(k)
+        for step in range(len(scale)):
+            gv[:], gu[:] = 0.0, 0.0
+            for b in range(index.shape[2]):
+                x, y = X[index[seed, step, b]], Y[index[seed, step, b]]
+                hidden[:] = 0.0
+                for i in range(d):
+                    for j in range(k):
+                        hidden[j] += x[i] * v[i, j]
+                for o in range(m):
+                    r[o] = -y[o]
+                for j in range(k):
+                    for o in range(m):
+                        r[o] += hidden[j] * u[j, o]
+                for j in range(k):
+                    total = 0.0
+                    for o in range(m):
+                        total += u[j, o] * r[o]
+                        gu[j, o] += hidden[j] * r[o]
+                    back[j] = total
+                for i in range(d):
+                    for j in range(k):
+                        gv[i, j] += x[i] * back[j]
+            for i in range(d):
+                for j in range(k):
+                    v[i, j] -= scale[step] * gv[i, j]
+            for j in range(k):
+                for o in range(m):
+                    u[j, o] -= scale[step] * gu[j, o]

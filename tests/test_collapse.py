@@ -169,11 +169,16 @@ def test_neuron_kernel_is_euler_with_the_same_covariance():
         assert np.allclose(fast[1, level], w, rtol=1e-6, atol=0), np.abs(fast[1, level] / w - 1).max()
 
 
-def test_depth_probability_is_time_free_at_the_threshold_and_a_probability():
-    assert collapse.depth_probability(0.0, 1.3, 50.0, 0.7 * 50**0.5) == pytest.approx(2 * stats.norm.cdf(-0.7 / 1.3))
-    late = collapse.depth_probability(np.array([-0.5, 0.5]), 1.0, 400.0, 10.0)
-    assert late[0] == pytest.approx(1, abs=1e-6)
-    assert late[1] == pytest.approx(np.exp(-2 * 0.5 * 10), rel=1e-3)  # stationary exponential law
+def test_shrinking_probability_is_that_of_the_neuron():
+    x, y = neuron_data(32, 0.1, 5)
+    eta, paths = np.array([1.6, 2.0, 2.4]) * collapse.neuron_threshold(x, y), 512
+    w = single_neuron(x, y, eta, np.full((paths, 2), 1e-30), 0.01, [1000], 0, "shrink")[0]
+    share = (np.linalg.norm(w, axis=-1) < 2**0.5 * 1e-30).mean(-1)
+    exponent, spread = collapse.neuron_exponent(x, y, eta, step=0.01), np.sqrt(eta * np.mean(x * x))
+    p = collapse.shrinking_probability(exponent, spread, 10.0)
+    assert p[0] < 0.25
+    assert p[2] > 0.75
+    assert (np.abs(share - p) < SIGMAS * np.sqrt(p * (1 - p) / paths)).all()
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_diagonal_sgd_is_the_literal_recursion(teacher):
     eta = schedule.step_sizes(600).numpy()
     for k, seed in enumerate((4, 7)):
         generator = np.random.Generator(np.random.SFC64(seed_of(9, "mode noise", seed)))
-        noise = generator.standard_normal((600, 64))
+        noise = generator.standard_normal((600, 64), dtype=np.float32).astype(float)
         for level, sigma in enumerate((0.0, 15.0)):
             u, v = np.ones(64), np.ones(64)
             for step in range(600):

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from theory.sde import SDE
-from theory.stochastic_logistic import StochasticLogistic, evolve, log_step_moments, start
+from theory.stochastic_logistic import STEPS, StochasticLogistic, evolve, log_step_moments, start
 
 CKYG = "Chen, Kunin, Yamamura, Ganguli"
 Array = np.ndarray
@@ -85,8 +85,9 @@ def quartic_density(mu: float, zeta: float, theta: Array) -> Array:
 
 
 def collapse_probability(
-    mu: float, zeta: Array, times: Array, threshold: float, start_scale: float, step: float = 0.0
-) -> Array:
+    mu: float, zeta: Array, times: Array, threshold: float, start_scale: float, step: float = 0.0,
+    solver_steps: int = STEPS,
+) -> Array:  # fmt: skip
     """P(θ_t² < threshold) for θ₀ ~ N(0, start_scale²), shape (times, levels): the finite-time law.
 
     The published line ζ = √(2μ) is its limit t → ∞. Fokker-Planck in ln θ²; see :func:`quartic_well` for ``step``.
@@ -96,7 +97,7 @@ def collapse_probability(
     cumulative = stats.chi2.cdf(np.exp(points) / start_scale**2, 1)
     law, clock, rows = start(process, (points, cumulative), float(times[-1])), 0.0, []
     for time in times:
-        law, clock = evolve(process, law, time - clock), time
+        law, clock = evolve(process, law, time - clock, solver_steps), time
         rows.append(law.cdf(np.array([np.log(threshold)]))[:, 0])
     return np.stack(rows)
 
@@ -121,14 +122,6 @@ def neuron_threshold(x: Array, y: Array, step: float = 0.0) -> float:
     return brentq(lambda a: float(neuron_exponent(x, y, np.array([2 * a]), step=step)[0]), 0.2 * limit, 2 * limit)
 
 
-def depth_probability(exponent: Array, spread: Array, time: float, depth: float) -> Array:
-    """P(ln|w_t| < -depth): Brownian motion with drift λ and variance s² per unit time, reflected at 0, from 0.
-
-    At depth κ√t and λ = 0 it is 2Φ(-κ/s) at every time: curves over the noise level for different times cross at
-    the threshold, up to the wall's own width over √t. Source: Harrison (1985), Sec. 1.8.
-    """
-    root = spread * time**0.5
-    tail = stats.norm.cdf((-depth - exponent * time) / root)
-    # e^{-2λd/s²} Φ((-d + λt)/s√t), in logs because the first factor overflows.
-    image = np.exp(-2 * exponent * depth / spread**2 + stats.norm.logcdf((-depth + exponent * time) / root))
-    return tail + image
+def shrinking_probability(exponent: Array, spread: Array, time: float) -> Array:
+    """P(|w_t| < |w₀|) far down: Φ(-λ√t/s), ½ at the threshold whatever the time: there the curves cross."""
+    return stats.norm.cdf(-exponent * time**0.5 / spread)

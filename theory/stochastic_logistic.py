@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.linalg import solve_banded
 
 Array = np.ndarray
-STEPS = 100  # of the Fokker-Planck solver between two times
+STEPS = 60  # of the Fokker-Planck solver between two times
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from validation.store import replacing
 MODULES = {
     "diagonal": ("diagonal_figures",),
     "stabilization": ("stabilization_figures",),
+    "collapse": ("collapse_figures",),
 }
 """Suite to the modules that define its ``FIGURES``."""
 
