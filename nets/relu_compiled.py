@@ -7,9 +7,12 @@ twin is :class:`nets.relu_torch.LiteralEngine`; the two agree to rounding on equ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, njit, prange, set_num_threads
 from torch import Tensor
 
 from theory.problem import Regression
@@ -17,6 +20,7 @@ from theory.relu_network import ReluNetwork
 
 VECTOR, MOST_VECTORS = 8, 4  # runs per group: multiples of 8, up to 32, beyond which nothing is gained
 SAMPLES = 64  # per pass of an evaluation
+GRAIN = 500_000  # multiplications for which it pays to wake another thread
 OVERFLOW = 1e100
 
 
@@ -40,10 +44,11 @@ class CompiledEngine:
         self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, shift_scale: np.ndarray, first_step: int
     ) -> None:
         """Take the steps of one block, arguments as in :meth:`nets.relu_torch.LiteralEngine.advance`."""
-        _advance(
-            self._theta, self._average, self._bad, self._runs, self._shapes, self._X, self._y, _plain(index),
-            _plain(shift), _plain(eta), _plain(shift_scale), self._logistic, self._averaging, first_step,
-        )  # fmt: skip
+        with _threads_for(3 * self._theta.size * index.shape[1] * index.shape[2]):
+            _advance(
+                self._theta, self._average, self._bad, self._runs, self._shapes, self._X, self._y, _plain(index),
+                _plain(shift), _plain(eta), _plain(shift_scale), self._logistic, self._averaging, first_step,
+            )  # fmt: skip
 
     def state(self) -> Tensor:
         """The current θ, shape (runs, p), or its running average when one is kept."""
@@ -58,8 +63,20 @@ class CompiledEngine:
 def half_mse(network: ReluNetwork, theta: Tensor, X: Tensor, y: Tensor) -> Tensor:
     """L = (1/2n) Σ (h(θ, x_i) - y_i)², shape (...) for θ (..., p), samples side by side in each instruction."""
     flat = _plain(theta.reshape(-1, theta.shape[-1]).numpy())
-    losses = _half_mse(flat, np.array(network.shapes, dtype=np.int64), _plain(X.numpy()), _plain(y.numpy()))
+    with _threads_for(flat.size * len(X)):
+        losses = _half_mse(flat, np.array(network.shapes, dtype=np.int64), _plain(X.numpy()), _plain(y.numpy()))
     return torch.from_numpy(losses).reshape(theta.shape[:-1])
+
+
+@contextmanager
+def _threads_for(multiplications: int) -> Iterator[None]:
+    """As many of the allowed threads as the work is worth; numbers do not depend on how many."""
+    allowed = get_num_threads()
+    set_num_threads(max(1, min(allowed, multiplications // GRAIN)))
+    try:
+        yield
+    finally:
+        set_num_threads(allowed)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
