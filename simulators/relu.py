@@ -274,17 +274,20 @@ def _backward(t, z, delta, kick, c, shapes, d):  # type: ignore[no-untyped-def]
 @njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _powers(z, delta, power, shapes):  # type: ignore[no-untyped-def]
     """Σ_i ‖c_i ∇h_i‖²: over layers, ‖delta‖² times ‖activations below‖² (and 1 if biased)."""
+    outer, inner, here = np.empty(LANES), np.empty(LANES), z.shape[1]
     power[:] = 0.0
-    here = z.shape[1]
     for layer in range(len(shapes) - 1, -1, -1):
         rows, columns, biased = shapes[layer]
         here -= rows
         below = here - columns
         for i in range(len(z)):
             for lane in range(LANES):
-                outer, inner = 0.0, 1.0 if biased else 0.0
-                for j in range(rows):
-                    outer += delta[i, here + j, lane] ** 2
-                for q in range(columns):
-                    inner += z[i, below + q, lane] ** 2
-                power[lane] += outer * inner
+                outer[lane], inner[lane] = 0.0, 1.0 if biased else 0.0
+            for j in range(rows):
+                for lane in range(LANES):
+                    outer[lane] += delta[i, here + j, lane] * delta[i, here + j, lane]
+            for q in range(columns):
+                for lane in range(LANES):
+                    inner[lane] += z[i, below + q, lane] * z[i, below + q, lane]
+            for lane in range(LANES):
+                power[lane] += outer[lane] * inner[lane]

@@ -18,6 +18,7 @@ MODULES = {
     "diagonal": ("diagonal_figures",),
     "stabilization": ("stabilization_figures",),
     "collapse": ("collapse_figures",),
+    "relu": ("relu_figures",),
 }
 """Suite to the modules that define its ``FIGURES``."""
 

@@ -21,6 +21,7 @@ SUITES = {
     "diagonal": "label-noise SGD on diagonal linear networks: α-decay, end points, loss level, sparsity",
     "stabilization": "one-dimensional networks bounce across the minimum for ever, in a predicted band",
     "collapse": "noise that vanishes on an invariant set draws networks onto it: thresholds, laws, rates",
+    "relu": "ReLU networks: the label-noise SDE against SGD, sparsity, rank, balance, over seeds",
 }
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
 
