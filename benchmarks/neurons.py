@@ -1,24 +1,19 @@
 """Counting independent units of a 512-unit layer: the published loop over pairs against ours, on the same units.
 
-Usage: python benchmarks/neurons.py [--rounds 3]
-The two numbers have to be equal. Alternates both in one process (the loop takes seconds), prints seconds and ratios of
-the minima; writes benchmarks/results/neurons.json.
+Usage: python benchmarks/neurons.py [--rounds 5]
+The two numbers have to be equal; then both are timed in turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
-import time
 from collections import defaultdict
 from itertools import combinations
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from measure import in_turn, row, save
 
 from theory.independent_neurons import independent_count
 from theory.streams import named_generator
@@ -59,47 +54,25 @@ def layer(units: int, dim: int) -> np.ndarray:
     return w * np.where(draws.random((units, 1)) < 0.05, np.float32(0.02), np.float32(1.0))
 
 
-def compare(dim: int, rounds: int) -> dict[str, float]:
-    """Seconds of both, the least of ``rounds``; ours is called five times a round."""
+def compare(dim: int, rounds: int) -> dict[str, Any]:
+    """Both in turns on one layer; the two numbers have to be equal."""
     w = layer(512, dim)
     tensor = torch.from_numpy(w)
-    independent_count(tensor)  # compiles
-    slow, fast = [], []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        expected = published_loop(w)
-        slow.append(time.perf_counter() - start)
-        for _ in range(5):
-            start = time.perf_counter()
-            found = int(independent_count(tensor))
-            fast.append(time.perf_counter() - start)
-            assert found == expected, f"{found} units where the published loop counts {expected}"
-    return {
-        "independent units": expected,
-        "published loop, s": round(min(slow), 3),
-        "ours, s": round(min(fast), 5),
-        "ratio of minima": round(min(slow) / min(fast), 1),
-        "ratio of medians": round(float(np.median(slow) / np.median(fast)), 1),
-    }
+    expected, found = published_loop(w), int(independent_count(tensor))
+    assert found == expected, f"{found} units where the published loop counts {expected}"
+    taken = in_turn({"loop": lambda: published_loop(w), "here": lambda: independent_count(tensor)}, rounds)
+    return row(
+        f"independent units of 512 x {dim}, float32", "the published loop over pairs, numpy",
+        taken["loop"], taken["here"], (expected, found), "layer",
+    )  # fmt: skip
 
 
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    root = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    result = {
-        "tables": {f"512 units x {dim}": compare(dim, rounds) for dim in (1025, 9217)},
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
-    }
-    (root / "results").mkdir(exist_ok=True)
-    (root / "results" / "neurons.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    save("neurons", [compare(dim, rounds) for dim in (1025, 9217)])
 
 
 if __name__ == "__main__":
