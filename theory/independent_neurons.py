@@ -19,7 +19,11 @@ VANISHED = 0.1  # the published threshold on the norm, as a share of the layer's
 
 def vanishing(vectors: Tensor, threshold: float = VANISHED) -> Tensor:
     """‖w_k‖ / max_j ‖w_j‖ < ``threshold``, shape (..., units), bool. In a layer of zeros every unit vanishes."""
-    norms = torch.linalg.vector_norm(_checked(vectors), dim=-1)
+    return _vanishing(_checked(vectors).square().sum(-1), threshold)
+
+
+def _vanishing(squares: Tensor, threshold: float) -> Tensor:
+    norms = _finite(squares).sqrt()
     largest = norms.amax(-1, keepdim=True)
     return (norms < threshold * largest) | (largest == 0)
 
@@ -33,8 +37,12 @@ def normalized_distance(vectors: Tensor, eps: float = 1e-8) -> Tensor:
     >>> normalized_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), eps=0.0).tolist()
     [[0.0, 2.0, 4.0], [2.0, 0.0, 2.0], [4.0, 2.0, 0.0]]
     """
-    product = _gram(_checked(vectors))
-    squares = product.diagonal(dim1=-2, dim2=-1)
+    return _distance(_gram(_checked(vectors)), eps)
+
+
+def _distance(product: Tensor, eps: float) -> Tensor:
+    """The same from W Wᵀ, which is overwritten."""
+    squares = _finite(product.diagonal(dim1=-2, dim2=-1).clone())
     total = squares.unsqueeze(-1) + squares.unsqueeze(-2)
     # In place: a layer of thousands of units makes the matrix, not the arithmetic, expensive.
     distance = product.mul_(-2).add_(total).clamp_(min=0).mul_(2)
@@ -58,17 +66,19 @@ def independent_count(vectors: Tensor, same: float = SAME, vanished: float = VAN
     taken and j joins i's list. Untouched units are lists of their own; the count is the number of lists. A unit that
     joined a list may still start one: a chain 0 ~ 1 ~ 2 with 0 far from 2 counts two, and the order of units matters.
     """
-    return _greedy(normalized_distance(vectors, eps) < same, ~vanishing(vectors, vanished))[0]
+    return _greedy(vectors, same, vanished, eps)[0]
 
 
 def independent_lists(vectors: Tensor, same: float = SAME, vanished: float = VANISHED, eps: float = 1e-8) -> Tensor:
     """The list each unit is in under the published count, named by its first unit; -1 if vanishing, (..., units)."""
-    return _greedy(normalized_distance(vectors, eps) < same, ~vanishing(vectors, vanished))[1]
+    return _greedy(vectors, same, vanished, eps)[1]
 
 
-def _greedy(close: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts (...) and lists (..., units) of the published scan; it runs on the host."""
-    units = close.shape[-1]
+def _greedy(vectors: Tensor, same: float, vanished: float, eps: float) -> tuple[Tensor, Tensor]:
+    """Counts (...) and lists (..., units) of the published scan; one matrix product, and the scan is the host's."""
+    product = _gram(_checked(vectors))
+    present = ~_vanishing(product.diagonal(dim1=-2, dim2=-1), vanished)
+    close, units = _distance(product, eps) < same, product.shape[-1]
     pairs = close.reshape(-1, units, units).cpu().numpy()
     scanned = _scan(pairs, present.reshape(-1, units).cpu().numpy())
     counts, lists = (torch.from_numpy(result).to(close.device) for result in scanned)
@@ -132,9 +142,13 @@ def _linkage(distance: Tensor) -> np.ndarray:
 def _checked(vectors: Tensor) -> Tensor:
     if vectors.ndim < 2 or 0 in vectors.shape:
         raise ValueError(f"unit vectors of shape {tuple(vectors.shape)} are not usable: give (..., units, dim).")
-    if not torch.isfinite(vectors).all():
-        raise ValueError("unit vectors have NaN or infinite entries: leave diverged networks out.")
     return vectors
+
+
+def _finite(squares: Tensor) -> Tensor:
+    if not torch.isfinite(squares).all():
+        raise ValueError("unit vectors have NaN or infinite entries: leave diverged networks out.")
+    return squares
 
 
 def _one_layer(vectors: Tensor) -> Tensor:
