@@ -121,8 +121,8 @@ class CollapseSettings:
         for name in ("mu", "paths", "samples", "neuron_dt", "toy_steps"):
             _positive(name.replace("_", " "), getattr(self, name))
         _positive("sigma", *self.sigmas)
-        if not self.sigmas or self.toy_steps < 2000:
-            raise SettingsError("sigmas must not be empty and the toy needs 2000 steps or more.")
+        if not self.sigmas or self.toy_steps < 6000:
+            raise SettingsError("sigmas must not be empty, and the toy needs 6000 steps or more.")
 
 
 @dataclass(frozen=True)
