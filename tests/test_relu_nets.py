@@ -39,7 +39,7 @@ def every_step(steps):
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.widths))
-@pytest.mark.parametrize("batch", [Minibatch(), Minibatch(3), Minibatch(4, replacement=False), Minibatch(9, False)])
+@pytest.mark.parametrize("batch", [Minibatch(), Minibatch(4, replacement=False), Minibatch(9, replacement=False)])
 def test_compiled_equals_the_generic_loop(plane, network, batch):
     steps, seeds = 300, [4, 1, 2]
     start = starts(network, seeds)

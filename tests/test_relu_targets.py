@@ -155,7 +155,9 @@ def test_chaotic_three_layers_by_median_and_range(deep):
             assert low <= value <= high
 
 
-@pytest.mark.parametrize(("factor", "rank", "share"), [(400.0, 19, 0.0642), (500.0, 16, 0.0283)])
+@pytest.mark.parametrize(
+    ("factor", "rank", "share"), [pytest.param(400.0, 19, 0.0642, marks=pytest.mark.slow), (500.0, 16, 0.0283)]
+)
 def test_chaotic_one_dimension_by_median_and_range(factor, rank, share):
     """A long warmup leaves a quarter of the rank and less than half of the sparsity coefficient of a short one.
 
