@@ -157,6 +157,10 @@ class ReshuffledSGD:
     one of them. Sharp directions forget within an epoch and hardly notice; for slow ones the kicks cancel. Laws depend
     on the place in the epoch and are averaged over it here.
 
+    For epochs of many batches: where samples differ in curvature, what is left of an epoch tells on it (order 1/M), and
+    what x adds to a sample's gradient differs from visit to visit and does not cancel. So C is the noise at the mean of
+    x; the rest acts like that of independent minibatches.
+
     Raises:
         ValueError: a step size that is not positive, fewer than 2 batches.
     """

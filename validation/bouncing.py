@@ -32,7 +32,7 @@ MOMENTUM = Setting("MLP", 0.2, 32, momentum=0.5)
 SMALL_BATCH = Setting("MLP", 0.2, 8)
 EDGE = Setting("MLP", 0.4, 128)  # ηλ within a per cent or two of 2
 RELU = Setting("ReLU MLP", 0.4, 32)
-RESNET = Setting("ResNet", 0.1, 32)
+RESNET = Setting("tanh ResNet", 0.2, 32)  # smooth: with ReLU the walls are sharper than the floor
 DIAGONAL = Setting("diagonal", 2.0, 80)
 
 
@@ -41,9 +41,9 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     options, root = settings.bouncing, seed_of(claims.SUITE) % 2**63
     found = mlp_windows(settings, device, progress, root)
     progress("tiny ResNet without BatchNorm")
-    objective = digits_objective(lambda: resnet((4, 8), dtype=FLOAT), options.resnet_images, device)
+    objective = digits_objective(lambda: resnet((4, 8), activation=nn.Tanh, dtype=FLOAT), options.resnet_images, device)
     (state,) = trained(objective, [RESNET], options.resnet_steps, root)
-    window = observe(objective, RESNET, state, max(settings.replicates // 2, 2), 60, 150, 24, root)
+    window = observe(objective, RESNET, state, max(settings.replicates // 2, 2), 100, 200, 24, root)
     found.append((window, resnet_checks(window)))
     progress("diagonal network with label noise")
     problem = gaussian_sparse(80, 200, 20).to(device)
@@ -103,7 +103,7 @@ def mlp_checks(window: Window) -> list[Check]:
     if plain:
         checks += claims.sde_checks(window)
     if setting == SMALL_BATCH:
-        checks += [claims.level_check(window, Verdict.AGREES), *claims.gaussian_checks(window)]
+        checks += [claims.level_check(window, Verdict.AGREES), claims.gaussian_check(window)]
     elif setting.network == "MLP" and plain and setting.step_size >= 0.1:
         # Known: residuals are larger along the sharp directions than elsewhere, and the level is above the law's.
         checks.append(claims.level_check(window, Verdict.DISAGREES))

@@ -48,9 +48,10 @@ def observe_diagonal(
     noise, total = _noise(problem, visited, E, setting.batch_size)
     return Window(
         setting, problem.n, 1, curvature.cpu(),
-        ((theta - middle.unsqueeze(1)) @ E).cpu() * unbiased**0.5, noise.cpu(), total.cpu(), excess.mean(0).cpu(),
+        ((theta - middle.unsqueeze(1)) @ E).cpu() * unbiased**0.5, noise.cpu(), noise.mean(0).cpu(),
+        total.cpu(), excess.mean(0).cpu(),
         float(_loss(problem, middle).mean()), float(setting.step_size * (total - noise.sum(1)).mean() / 4), 0.0,
-        float(values.sum()), torch.empty(0, count), finite.cpu(), origin, E,
+        float(values.sum()), torch.empty(0, count), finite.cpu(), origin, E, theta[-1],
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from nets.replicas import sample_gradients
 from simulators.network import Network
 from simulators.network_sde import ExactCovarianceSDE, run_sde
 from simulators.noise import BrownianIncrements
-from simulators.orthogonal import OrthogonalSDE
+from simulators.orthogonal import OrthogonalSDE, complement
 from theory.bouncing import SOURCE
 from theory.minibatch import Minibatch
 from theory.prediction import Prediction
@@ -24,13 +24,14 @@ ORTHOGONAL = Claim(
     "dθ = P⊥(-∇L dt + √(η/B) S dW):  ⟨L⟩ - L(mean path) = ½ Σ_{ηλ ≤ 1} ηC_kk/(2 - ηλ_k)",
     "What SGD keeps besides comes from the bouncing directions; SGD's whole excess falsifies it.",
 )
-PATHS = {"quick": 8, "standard": 32, "paper": 64}
-STEPS, LAST, EVERY = 140, 60, 6
+PATHS = {"quick": 16, "standard": 32, "paper": 64}
+STEPS, LAST, EVERY = 90, 60, 6
 
 
 def orthogonal_checks(objective: Objective, window: Window, settings: RunSettings, root: int) -> list[Check]:
-    """Paths of the projected SDE from the window's floor, one Euler-Maruyama step an SGD step."""
-    setting, paths = window.setting, PATHS[settings.size]
+    """Paths of the projected SDE, one Euler-Maruyama step an SGD step, from the replicas brought to the floor's place
+    along the bouncing directions: slow directions are as wide as SGD's from the start."""
+    setting, paths = window.setting, min(PATHS[settings.size], len(window.ends))
     bouncing = window.slip > 1
     E = torch.linalg.qr(window.directions[:, bouncing.to(window.directions.device)])[0]
     labels = torch.nn.functional.one_hot(objective.labels, window.outputs).to(objective.X)
@@ -41,7 +42,8 @@ def orthogonal_checks(objective: Objective, window: Window, settings: RunSetting
     )
     at = torch.arange(STEPS - LAST, STEPS, EVERY)
     probes = {"θ": Probe(lambda theta: theta.clone(), at)}
-    run = run_sde(sde, window.origin.expand(paths, -1), setting.step_size, STEPS, noise, probes)
+    start = window.origin + complement(window.ends - window.ends.mean(0), E)[:paths]
+    run = run_sde(sde, start, setting.step_size, STEPS, noise, probes)
     theta = run["θ"].values
     excess = torch.stack([_above(objective, there) for there in theta]).mean(0).cpu()
     value, error = _expected(objective, window, theta[-1], bouncing)

@@ -64,7 +64,8 @@ class Window:
         curvature: λ of the K sharpest directions on the floor, shape (K,).
         x: coordinates along them, shape (T, R, K).
         noise: C_kk of a minibatch gradient at J visited iterates, shape (J, K).
-        total_noise: tr C there, shape (J,).
+        floor_noise: C_kk on the floor, shape (K,).
+        total_noise: tr C at the visited iterates, shape (J,).
         excess: each replica's loss above that of the replicas' mean, mean over snapshots, shape (R,).
         floor: the loss of their mean.
         rest: ½ η tr[C(2I - ηH)^{-1}] in the complement of the K directions, or the heavy ball's, and
@@ -72,8 +73,9 @@ class Window:
         trace: tr H.
         moved: ‖P⊥(θ_{m} - θ_0)‖² over LAGS in the complement, differences from the replicas' mean, (lags, R).
         finite: which replicas stayed finite, one entry for each that set out.
-        origin: the replicas' mean where the window begins, shape (p,), and
-        directions: the eigenvectors there, shape (p, K); in the dtype and on the device of the run.
+        origin: the replicas' mean where the window begins, shape (p,), with
+        directions: the eigenvectors there, shape (p, K), and
+        ends: the replicas late in it, shape (R, p); in the dtype and on the device of the run.
     """
 
     setting: Setting
@@ -82,6 +84,7 @@ class Window:
     curvature: Tensor
     x: Tensor
     noise: Tensor
+    floor_noise: Tensor
     total_noise: Tensor
     excess: Tensor
     floor: float
@@ -92,6 +95,7 @@ class Window:
     finite: Tensor
     origin: Tensor
     directions: Tensor
+    ends: Tensor
 
     @property
     def slip(self) -> Tensor:
@@ -108,10 +112,17 @@ class Window:
         law = self.reshuffled if self.setting.reshuffled else self.setting.law
         return law.displacement_autocorrelation(curvature)
 
-    def variance(self, curvature: Tensor) -> Tensor:
-        """The setting's stationary variances, shape (K,)."""
-        law = self.reshuffled if self.setting.reshuffled else self.setting.law
-        return law.variance(curvature, self.noise.mean(0))
+    def variance(self, curvature: Tensor, noise: Tensor) -> Tensor:
+        """The setting's stationary variances under noise C_kk at visited iterates, shape (K,).
+
+        What an epoch cancels is the noise that a sample makes at every visit, the floor's; what the bouncing adds to
+        it differs from visit to visit and is independent.
+        """
+        if not self.setting.reshuffled:
+            return self.setting.law.variance(curvature, noise)
+        constant = torch.minimum(self.floor_noise, noise)
+        added = self.setting.law.variance(curvature, noise - constant)
+        return self.reshuffled.variance(curvature, constant) + added
 
 
 def draws_of(setting: Setting, n: int, seeds: int, stream: str, root: int) -> Draws:
@@ -199,6 +210,8 @@ def _analysed(objective: Objective, setting: Setting, record: _Record, finite: T
         noise.append((g @ E).square().sum(0).double())
         total.append(g.square().sum().double())
         probes.append(g.T @ torch.from_numpy(generator.choice([-1.0, 1.0], (len(g), PROBES))).to(g))
+    g = sample_gradients(objective, record.origin)
+    floor_noise = ((g - g.mean(0)) @ E).square().mean(0).double().cpu() * kappa
     H = hessian(objective, record.origin)
     curvature = ((H @ E) * E).sum(0).double().cpu()
     # The K directions' own terms do not enter the rest; at most 1.9 of ηλ keeps them from being refused.
@@ -209,10 +222,12 @@ def _analysed(objective: Objective, setting: Setting, record: _Record, finite: T
     )
     return Window(
         setting, objective.n, objective.outputs(record.origin, objective.X[:1]).shape[1], curvature,
-        (x - x.mean(1, keepdim=True)) * unbiased**0.5, torch.stack(noise).cpu(), torch.stack(total).cpu(),
+        (x - x.mean(1, keepdim=True)) * unbiased**0.5, torch.stack(noise).cpu(), floor_noise,
+        torch.stack(total).cpu(),
         torch.stack(excess).mean(0).cpu(), float(torch.stack(floor).mean()), rest.rest, rest.standard_error,
         float(curvature.sum()) + _trace_of_complement(H, E, generator.choice([-1.0, 1.0], (len(E), TRACES))),
         _over_lags(record.moved)[:, finite.cpu()] * unbiased, finite.cpu(), record.origin, E,
+        record.snapshots[-1][finite],
     )  # fmt: skip
 
 

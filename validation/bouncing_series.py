@@ -36,7 +36,7 @@ def dataset(windows: Sequence[Window]) -> xr.Dataset:
             "autocorrelation": products / squares,
             "autocorrelation predicted": window.displacement_autocorrelation(window.curvature),
             "variance over SDE": window.x.square().mean((0, 1)) / sde,
-            "variance over SDE predicted": window.variance(window.curvature) / sde,
+            "variance over SDE predicted": window.variance(window.curvature, noise) / sde,
         }.items():
             rows.setdefault(name, []).append(padded(values))
         for name, table in _displacements(window).items():
@@ -47,6 +47,7 @@ def dataset(windows: Sequence[Window]) -> xr.Dataset:
             "excess predicted": expected_excess(window)[0],
             "excess of the SDE": float(law.sde_excess_loss(window.total_noise.unsqueeze(1)).mean()),
             "floor": window.floor,
+            "momentum": law.momentum,
         }.items():
             cells.setdefault(name, []).append(value)
     cell, direction = "bouncing_cell", "bouncing_direction"

@@ -1,0 +1,179 @@
+"""Suite ``bouncing`` on problems where the laws are exact: it agrees there, and does not when theory is bent."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nets.mlp import mlp
+from nets.objective import SQUARED, FlatNet, Objective
+from theory.problem import gaussian_sparse
+from validation import bouncing_checks as claims
+from validation.bouncing import CLAIMS, diagonal_checks
+from validation.bouncing_diagonal import observe_diagonal
+from validation.bouncing_figures import FIGURES
+from validation.bouncing_orthogonal import orthogonal_checks
+from validation.bouncing_runs import Setting, leave_one_out, observe, trained
+from validation.bouncing_series import dataset
+from validation.check import Verdict
+from validation.settings import BouncingSettings, RunSettings, SettingsError
+
+ROOT = 1
+
+
+def regression(n):
+    """Linear regression to class labels that inputs know nothing of: constant Hessian, residuals that stay."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 1, 4, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    return Objective(FlatNet(mlp((16, 3), nn.Tanh)), x, labels, SQUARED)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return regression(96)
+
+
+def window_of(objective, setting, runs=48, steps=216):
+    (state,) = trained(objective, [setting], 300, ROOT)
+    return observe(objective, setting, state, runs, 60, steps, 48, ROOT)
+
+
+@pytest.fixture(scope="module")
+def window(linear):
+    return window_of(linear, Setting("linear", 0.8, 32))
+
+
+def verdicts(checks):
+    return {check.claim: check.verdict for check in checks}
+
+
+def test_the_basis_and_the_noise_are_the_exact_ones(linear, window):
+    inputs = torch.cat([linear.X.flatten(1), torch.ones(96, 1)], 1)
+    values = torch.linalg.eigvalsh(inputs.T @ inputs / 96).flip(0).repeat_interleave(3)
+    # A single start vector may miss a copy of a threefold eigenvalue.
+    assert (window.curvature.unsqueeze(1) / values - 1).abs().amin(1).max() < 1e-3
+    assert torch.allclose(window.curvature[:15], values[:15], rtol=1e-3)
+    assert window.slip[0] > 1.2
+    assert window.trace == pytest.approx(float(values.sum()), rel=0.1)
+    assert window.outputs == 3
+    assert torch.allclose(window.x.mean(1), torch.zeros(216, 48, dtype=torch.float64), atol=1e-9)
+    at_floor = linear.values(window.origin.unsqueeze(0))[0]
+    assert window.floor == pytest.approx(float(at_floor), rel=0.05)
+
+
+def test_where_the_law_is_exact_every_claim_agrees_and_every_rival_falls(window):
+    checks = [
+        *claims.autocorrelation_checks(window), *claims.variance_checks(window), claims.excess_check(window),
+        *claims.sde_checks(window),
+    ]  # fmt: skip
+    assert {check.claim for check in checks} >= {claims.VARIANCE.name, claims.EXCESS.name, claims.SDE_FAILS.name}
+    for check in checks:
+        assert check.verdict == Verdict.AGREES, check
+    sides = claims.inside_and_outside_checks(window)
+    assert all(check.as_expected for check in sides), sides
+    assert Verdict.DISAGREES in verdicts(sides).values()
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.3])
+def test_wrong_curvature_is_found_out(window, factor):
+    bent = replace(window, curvature=window.curvature * factor)
+    checks = claims.autocorrelation_checks(bent)
+    assert all(check.verdict == Verdict.DISAGREES for check in checks), checks
+
+
+def test_wrong_noise_is_found_out(window):
+    bent = replace(
+        window,
+        noise=window.noise * 1.5,
+        floor_noise=window.noise.mean(0) * 1.5,
+        total_noise=window.total_noise * 1.5,
+        rest=window.rest * 1.5,
+    )
+    found = verdicts([*claims.variance_checks(bent), claims.excess_check(bent)])
+    assert set(found.values()) == {Verdict.DISAGREES}
+
+
+@pytest.mark.parametrize(
+    ("n", "setting"),
+    [(96, Setting("linear", 0.6, 32, momentum=0.6)), (480, Setting("linear", 0.4, 12, reshuffled=True))],
+    ids=["momentum", "reshuffled"],
+)
+def test_momentum_and_reshuffling_agree_on_the_linear_network(n, setting):
+    window = window_of(regression(n), setting, steps=240)
+    checks = [
+        *claims.autocorrelation_checks(window), *claims.variance_checks(window), claims.excess_check(window)
+    ]  # fmt: skip
+    for check in checks:
+        assert abs(check.measured - check.predicted) <= check.allowed, check
+
+
+def test_level_from_the_floor_names_the_number_of_outputs(window):
+    check = claims.level_check(window, Verdict.AGREES)
+    assert {rival.name for rival in check.rivals} == {"no noise", "the SDE's χ", "one output"}
+    assert check.predicted == pytest.approx(check.measured, rel=0.15)
+    assert check.predicted > window.floor
+
+
+def test_the_projected_sde_keeps_the_complements_loss(linear, window):
+    (check,) = orthogonal_checks(linear, window, RunSettings(), ROOT)
+    assert abs(check.measured - check.predicted) <= check.allowed
+    assert check.measured < float(window.excess.mean())
+
+
+def test_diverged_replicas_are_counted(linear):
+    setting = Setting("linear", 0.8, 32)
+    (state,) = trained(linear, [setting], 50, ROOT)
+    window = observe(linear, setting, state, 8, 20, 60, 24, ROOT)
+    lost = window.finite.clone()
+    lost[:3] = False
+    fewer = replace(window, finite=lost, x=window.x[:, :5], excess=window.excess[:5])
+    check = claims.excess_check(fewer)
+    assert (check.seeds, check.diverged) == (8, 3)
+    with pytest.raises(ValueError, match="diverged: choose a smaller step size"):
+        observe(linear, Setting("linear", 1e6, 32), state, 4, 60, 60, 24, ROOT)
+
+
+def test_pseudo_values_of_a_mean_are_the_sample_and_remove_the_bias_of_a_square():
+    sample = torch.from_numpy(np.random.default_rng(0).standard_normal(12))
+    assert torch.allclose(leave_one_out(lambda weights: float(weights @ sample), 12), sample)
+    squared = leave_one_out(lambda weights: float(weights @ sample) ** 2, 12)
+    assert float(squared.mean()) == pytest.approx(float(sample.mean() ** 2 - sample.var() / 12), rel=1e-9)
+
+
+def test_diagonal_window_by_explicit_per_sample_gradients():
+    problem, setting = gaussian_sparse(20, 30, 5), Setting("diagonal", 1.0, 10)
+    window = observe_diagonal(problem, setting, 300, 16, 50, 80, 24, ROOT)
+    assert window.x.shape == (80, 16, 24)
+    assert bool((window.curvature.diff() <= 1e-12).all())
+    assert bool((window.noise.sum(1) <= window.total_noise * (1 + 1e-9)).all())
+    assert all(math.isfinite(check.measured) for check in diagonal_checks(window))
+
+
+def test_series_hold_what_the_figures_draw(linear, window):
+    series = dataset([window, replace(window, setting=Setting("MLP", 0.8, 8))])
+    assert all(str(name).startswith("bouncing") for name in [*series.data_vars, *series.dims])
+    assert len(FIGURES) == 4
+    for figure in FIGURES.values():
+        assert set(figure.variables) <= set(series.data_vars)
+        assert figure.draw(series[list(figure.variables)]).axes
+
+
+def test_every_claim_is_named_once():
+    names = [claim.name for claim in CLAIMS]
+    assert len(set(names)) == len(names) > 15
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"images": 1500}, "do not make epochs"), ({"window": 10}, "decides nothing"), ({"steps": 0}, "positive"),
+        ({"resnet_images": 5000}, "1797 digits"),
+    ],
+)  # fmt: skip
+def test_unusable_settings_are_said(wrong, message):
+    with pytest.raises(SettingsError, match=message):
+        BouncingSettings(**wrong)
