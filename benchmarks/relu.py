@@ -12,17 +12,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
-import statistics
-import subprocess
-import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from measure import in_turn, row, save
 
 from nets.relu import sgd, standard_measurements
 from theory.relu_init import gaussian
@@ -104,27 +98,10 @@ def sample_by_sample_ranks(network: ReluNetwork, thetas: torch.Tensor, X: torch.
     return ranks
 
 
-def seconds(run: Callable[[], object], share: int = 1) -> tuple[float, float]:
-    """Wall time and processor time over all threads, divided by ``share``; the latter tells on a busy machine."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return (time.perf_counter() - wall) / share, (time.process_time() - cpu) / share
+PUBLISHED = "published algorithm"
 
 
-def ratios(slow: list[tuple[float, float]], fast: list[tuple[float, float]]) -> dict[str, object]:
-    """Medians and the spread of ratios round by round, in wall and in processor time."""
-    rows: dict[str, object] = {}
-    for kind, name in enumerate(("wall", "processor")):
-        each = [a[kind] / b[kind] for a, b in zip(slow, fast, strict=True)]
-        rows[name] = {
-            "published way, s": statistics.median(t[kind] for t in slow),
-            "here, s": statistics.median(t[kind] for t in fast),
-            "ratio": {"median": statistics.median(each), "min": min(each), "max": max(each)},
-        }
-    return rows
-
-
-def compare_sgd(seeds: int, rounds: int) -> dict[str, object]:
+def compare_sgd(seeds: int, rounds: int) -> dict[str, Any]:
     """Seconds per seed of the whole run, 14126 steps, η = 0.26, losses at 248 steps."""
     run = two_layer()
     schedule, measure = run.schedules[:1], standard_measurements(run.network, run.problem)
@@ -147,15 +124,15 @@ def compare_sgd(seeds: int, rounds: int) -> dict[str, object]:
     assert gap < 1e-9, f"the two disagree by {gap}"
     assert curve_gap < 1e-6, f"their loss curves disagree by {curve_gap}"
     ours(starts, seeds)
-    slow, fast = [], []
-    for _ in range(rounds):
-        slow.append(seconds(lambda: step_by_step(run, schedule[0].step_size)))
-        fast.append(seconds(lambda: ours(starts, seeds), seeds))
-    sums = {"published way": float(final.sum()), "here": float(mine.sum())}
-    return ratios(slow, fast) | {"checksum": sums, "largest difference": gap, "of loss curves, relative": curve_gap}
+    taken = in_turn(
+        {"theirs": lambda: step_by_step(run, schedule[0].step_size), "here": lambda: ours(starts, seeds)}, rounds
+    )
+    work = f"ReLU teacher-student 2-20-1, 14126 steps, losses at 248, {seeds} seeds"
+    here, sums = [t / seeds for t in taken["here"]], (float(final.sum()), float(mine.sum()))
+    return row(work, f"{PUBLISHED}, one seed", taken["theirs"], here, sums, "seed")
 
 
-def compare_sparsity(duplicates: int, rounds: int, units: int = 1000, n: int = 10_000) -> dict[str, object]:
+def compare_sparsity(duplicates: int, rounds: int, units: int = 1000, n: int = 10_000) -> list[dict[str, Any]]:
     """Seconds for the coefficient at correlation 0.95, ``duplicates`` of the units being copies of one."""
     phi = np.maximum(np.random.default_rng(0).standard_normal((n, units)), 0)
     if duplicates:
@@ -165,17 +142,23 @@ def compare_sparsity(duplicates: int, rounds: int, units: int = 1000, n: int = 1
     mine = float(feature_sparsity(tensor, 0.95, normalize=False))
     assert abs(coefficient - mine) < 1e-12, f"{mine} where the scan finds {coefficient}"
     correlation = np.corrcoef(phi.T)
-    slow, fast, scan, mask = [], [], [], []
-    for _ in range(rounds):
-        slow.append(seconds(lambda: published_coefficient(phi, 0.95)))
-        fast.append(seconds(lambda: feature_sparsity(tensor, 0.95, normalize=False)))
-        scan.append(seconds(lambda: greedy_scan(correlation, 0.95)))
-        mask.append(seconds(lambda: largest_later(torch.from_numpy(correlation)) > 0.95))
-    sums = {"published way": coefficient, "here": mine}
-    return {"whole": ratios(slow, fast), "selection": ratios(scan, mask), "checksum": sums}
+    taken = in_turn(
+        {
+            "theirs": lambda: published_coefficient(phi, 0.95),
+            "here": lambda: feature_sparsity(tensor, 0.95, normalize=False),
+            "scan": lambda: greedy_scan(correlation, 0.95),
+            "mask": lambda: largest_later(torch.from_numpy(correlation)) > 0.95,
+        },
+        rounds,
+    )
+    work, sums = f"feature sparsity, {units} units x {n} inputs, {duplicates} copies", (coefficient, mine)
+    return [
+        row(work, PUBLISHED, taken["theirs"], taken["here"], sums, "layer"),
+        row(f"{work}, selection alone", PUBLISHED, taken["scan"], taken["mask"], sums, "layer"),
+    ]
 
 
-def compare_ranks(rounds: int, every: int = 4) -> dict[str, object]:
+def compare_ranks(rounds: int, every: int = 4) -> dict[str, Any]:
     """Seconds for the ranks of every fourth evaluated network of one run, 60 parameters at 60 inputs."""
     run = two_layer()
     probes = {"theta": Probe(lambda theta: theta, run.grid[::every])}
@@ -185,11 +168,15 @@ def compare_ranks(rounds: int, every: int = 4) -> dict[str, object]:
     theirs = sample_by_sample_ranks(run.network, thetas, X)
     mine = jacobian_rank(run.network, thetas, X).long().tolist()
     assert mine == theirs, "the ranks differ"
-    slow, fast = [], []
-    for _ in range(rounds):
-        slow.append(seconds(lambda: sample_by_sample_ranks(run.network, thetas, X)))
-        fast.append(seconds(lambda: jacobian_rank(run.network, thetas, X)))
-    return ratios(slow, fast) | {"networks": len(thetas), "checksum": {"published way": sum(theirs), "here": sum(mine)}}
+    taken = in_turn(
+        {
+            "theirs": lambda: sample_by_sample_ranks(run.network, thetas, X),
+            "here": lambda: jacobian_rank(run.network, thetas, X),
+        },
+        rounds,
+    )
+    work, sums = f"Jacobian ranks of {len(thetas)} networks along a trajectory", (float(sum(theirs)), float(sum(mine)))
+    return row(work, PUBLISHED, taken["theirs"], taken["here"], sums, "trajectory")
 
 
 def main() -> None:
@@ -199,28 +186,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.manual_seed(0)  # layers draw weights that are then overwritten
-    result = {
-        f"SGD, 2-20-1, n=15, 14126 steps, seconds a seed: 1 seed and {options.seeds} at once": compare_sgd(
-            options.seeds, options.rounds
-        ),
-        **{
-            f"feature sparsity, 1000 units x 10000 inputs, {copies} copies": compare_sparsity(copies, options.rounds)
-            for copies in (0, 500, 900)
-        },
-        "Jacobian ranks along a trajectory": compare_ranks(options.rounds),
-    }
-    root = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    report = {
-        "tables": result,
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
-    }
-    (root / "results").mkdir(exist_ok=True)
-    (root / "results" / "relu.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    rows = [compare_sgd(options.seeds, options.rounds)]
+    for copies in (0, 500, 900):
+        rows += compare_sparsity(copies, options.rounds)
+    save("relu", [*rows, compare_ranks(options.rounds)])
 
 
 if __name__ == "__main__":
