@@ -37,13 +37,14 @@ def sharpness_curves(series: xr.Dataset) -> Figure:
         shades = matplotlib.colormaps["cividis"](np.linspace(0.0, 0.85, len(batches)))
         for b, batch in enumerate(batches):
             values = series["bouncing lambda_1 over B"].isel(bouncing_batch=b).to_numpy()
-            _band(right, looks, values, shades[b], f"B={batch}")
+            _band(right, series["bouncing_sparse_look"].to_numpy(), values, shades[b], f"B={batch}")
         left.set_title("λ₁ over step sizes, B = 32 (dotted: 2/η)", loc="left", fontsize=9)
         right.set_title("λ₁ over batch sizes, η = 0.2", loc="left", fontsize=9)
         top = float(np.nanmax(series["bouncing lambda_1 over eta"].to_numpy()))
         left.set_ylim(0, 1.2 * top)
         for axis in (left, right):
             axis.set_xscale("symlog", linthresh=50)
+            axis.set_xlim(0, looks[-1])
             axis.set_xlabel("SGD step")
             axis.legend(fontsize=7, frameon=False)
     return figure
