@@ -28,8 +28,8 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     checks, series = quartic(options, 16 * seeds, LEVELS[size])
     progress(f"single neuron, 50 noise levels x {trajectories} trajectories x {NEURON_STEPS[size]} steps")
     parts = [neuron(options, trajectories, NEURON_STEPS[size])]
-    progress(f"linear teacher and student, {len(options.sigmas) + 1} noise levels x {6 * seeds} seeds")
-    parts.append(linear(options, 6 * seeds))
+    progress(f"linear teacher and student, {len(options.sigmas) + 1} noise levels x {5 * seeds} seeds")
+    parts.append(linear(options, 5 * seeds))
     progress(f"two-unit toy, {2 * seeds} seeds")
     parts.append(toy(options, 2 * seeds))
     progress("linear network with minibatches")

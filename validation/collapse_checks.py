@@ -18,6 +18,7 @@ WELL = Reference(CKYG, 2023, "Fig. 1")
 NEURON = Reference(CKYG, 2023, "Theorem 5.1 and Fig. 2")
 LINEAR = Reference(CKYG, 2023, "Sec. 6 and Fig. 5")
 TOY = Reference(CKYG, 2023, "Fig. 3, two-unit toy")
+LARGEST = 100.0  # beyond it a χ² a degree of freedom says no more
 TAIL = float(stats.norm.sf(SIGMAS))  # one-sided false-alarm rate
 
 STATIONARY = Claim(
@@ -126,11 +127,11 @@ def chi_square(
 
     def per_degree(theory: np.ndarray) -> float:
         p = np.clip(theory[open_], 0.5 / n, 1 - 0.5 / n)
-        return float((n * (measured[open_] - p) ** 2 / (p * (1 - p))).mean())
+        return min(float((n * (measured[open_] - p) ** 2 / (p * (1 - p))).mean()), LARGEST)
 
     degrees = int(open_.sum())
     allowance = float(stats.chi2.isf(TAIL, degrees)) / degrees - 1
-    observable = f"χ² a degree of freedom ({degrees})"
+    observable = f"χ² a degree of freedom ({degrees}; at most {LARGEST:g} shown)"
     prediction = Prediction(observable, torch.tensor(1.0), 0.0, 0.0, source)
     return judge(
         NAME, claim, setting, prediction, torch.tensor([per_degree(predicted)], dtype=torch.float64),

@@ -154,8 +154,8 @@ def two_units(series: xr.Dataset) -> Figure:
                 axis.semilogy(steps, np.maximum(distance[:, c], 1e-30), color=shade, lw=0.5, alpha=0.7)
                 guide = 1e-3 * np.exp(-rate[c] * steps)
                 axis.semilogy(steps, guide, color=shade, lw=1.6, ls="--", label=f"{names[c]}: {merged[c]:.0%} merge")
-            axis.set_ylim(1e-12, 20)
-            axis.legend(fontsize=6.5, frameon=False, loc="lower right")
+            axis.set_ylim(1e-12, 3e4)
+            axis.legend(fontsize=6.5, frameon=False, loc="upper right", ncols=2)
             axis.set_title("‖w₁ - w₂‖² and predicted rates (dashed)", loc="left", fontsize=9)
         for axis in axes:
             axis.set_xlabel("SGD step")

@@ -265,7 +265,7 @@ def toy(options: CollapseSettings, seeds: int) -> tuple[list[Check], Series]:
 def _merging_check(rate: float, error: float, eta: float, distance: Array, every: int, setting: str) -> Check:
     """Fall of ln‖w₁ - w₂‖² between two steps fixed by the prediction: after the transient, above rounding."""
     first = max(1000, round(2.3 / rate))
-    last = min(every * (len(distance) - 1), first + round(35 / rate))
+    last = min(every * (len(distance) - 1), first + round(20 / rate))
     fall = np.log(distance[first // every] / distance[last // every]) / (last // every - first // every) / every
     prediction = Prediction("fall of ln‖w₁ - w₂‖² a step", torch.tensor(rate), 0.0, error, claims.TOY)
     rivals = [Rival("no noise, or L'' alone: flat", 0.0), Rival("half the noise", rate / 2)]

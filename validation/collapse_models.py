@@ -188,7 +188,7 @@ def _neuron_exponents(
     x: np.ndarray, y: np.ndarray, dt: float, limit: float, root: int
 ) -> tuple[list[Check], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Growth of ln|w₁ + w₂| from weights of 1e-20 on, at noise levels around the threshold."""
-    alphas, paths, time = limit * np.array([0.5, 0.8, 0.9, 1.1, 1.2, 1.5]), 2048, 20.0
+    alphas, paths, time = limit * np.array([0.5, 0.8, 0.9, 1.1, 1.2, 1.5]), 1024, 20.0
     start = np.full((paths, 2), 1e-20)
     w = single_neuron(x, y, 2 * alphas, start, dt, [round(time / dt)], root, "exponent")[0]
     growth = (np.log(np.abs(w.sum(-1))) - np.log(2e-20)) / time
