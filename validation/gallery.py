@@ -19,6 +19,7 @@ MODULES = {
     "stabilization": ("stabilization_figures",),
     "collapse": ("collapse_figures",),
     "relu": ("relu_figures",),
+    "bouncing": ("bouncing_figures", "sharpness_figures"),
 }
 """Suite to the modules that define its ``FIGURES``."""
 

@@ -22,10 +22,11 @@ SUITES = {
     "stabilization": "one-dimensional networks bounce across the minimum for ever, in a predicted band",
     "collapse": "noise that vanishes on an invariant set draws networks onto it: thresholds, laws, rates",
     "relu": "ReLU networks: the label-noise SDE against SGD, sparsity, rank, balance, over seeds",
+    "bouncing": "directions with ηλ > 1: autocorrelation, variances, loss above the floor; sharpness; Nudged-SGD",
 }
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
 
-COST = {"diagonal": (45, 900), "stabilization": (1, 400)}
+COST = {"bouncing": (40, 900), "diagonal": (45, 900), "stabilization": (1, 400), "collapse": (40, 900)}
 """Seconds on two cores and MiB at quick size."""
 
 
