@@ -13,10 +13,11 @@ from simulators.network import Network
 from simulators.sample_gradients import sample_gradients
 from theory.growth_rate import Dynamics, GrowthRate, one_step_growth, pair_growth, sign_growth
 from theory.problem import Regression
-from theory.schedule import Schedule
+from theory.schedule import Schedule, effective_step_size
 from theory.streams import named_generator
 from theory.trajectory import Probe, Trajectory
 
+AFTER = 1 << 20  # seeds of the runs that follow the burn-in begin here
 NEAR = 1e-4  # distance to the set at the start: gradients across it are linear in it
 
 
@@ -50,7 +51,8 @@ class Release:
     Attributes:
         change: realised.
         drift, noise, trace: the terms of :class:`theory.growth_rate.GrowthRate`, integrated along the run.
-        dropped: exact expected change of every single step minus drift + noise, integrated (0 with momentum).
+        dropped: exact expected change of every single step minus drift + noise, integrated; with momentum that of a
+            plain step of η/(1-μ), which has the same order.
         course: ln‖x‖ at recorded steps, shape (T, S).
         steps: those steps, shape (T,).
     """
@@ -84,7 +86,7 @@ def problem(setting: Setting, root_seed: int) -> tuple[nn.Module, Regression]:
     return module, Regression(*twice, X[:0], y[:0])
 
 
-def release(setting: Setting, seeds: int, root_seed: int, burn_in: int = 200, every: int = 16) -> Release:
+def release(setting: Setting, seeds: int, root_seed: int, burn_in: int = 100, every: int = 20) -> Release:
     """Burn in, put unit 0 next to its sign set (or to unit 1), let SGD with one sample a step go on.
 
     Rates are taken from all per-sample gradients at every ``every``-th step of every run.
@@ -108,9 +110,10 @@ def release(setting: Setting, seeds: int, root_seed: int, burn_in: int = 200, ev
     offset *= NEAR / offset.norm(dim=1, keepdim=True)
     start[0, :, index[0]] = offset if setting.kind == "sign" else start[0][:, index[1]] + 2**0.5 * offset
     at = torch.arange(0, setting.steps + 1, every)
-    states = run(start, setting.steps, seeds, {"θ": Probe(lambda theta: theta, at)})
+    states = run(start, setting.steps, AFTER, {"θ": Probe(lambda theta: theta, at)})
     theta = states["θ"].values[:, 0]
     dynamics = Dynamics(setting.step_size, momentum=setting.momentum, weight_decay=setting.weight_decay)
+    clock = effective_step_size(setting.step_size, setting.momentum)
 
     def rates(state: Tensor) -> tuple[GrowthRate, Tensor]:
         gradients, vectors = sample_gradients(network, state)[..., index[:2]], state[:, index[:2]]
@@ -121,18 +124,16 @@ def release(setting: Setting, seeds: int, root_seed: int, burn_in: int = 200, ev
         else:
             across, normal = vectors[:, :1], gradients[..., :1, :]
             rate = sign_growth(across, normal, dynamics)
-        exact = one_step_growth(across, normal, setting.step_size, setting.weight_decay)
-        return rate, exact - rate.value if setting.momentum == 0 else torch.zeros_like(exact)
+        return rate, one_step_growth(across, normal, clock, setting.weight_decay) - rate.value
 
     def norm(state: Tensor) -> Tensor:
         x = state[..., index[0]] if setting.kind == "sign" else (state[..., index[0]] - state[..., index[1]]) / 2**0.5
         return x.norm(dim=-1).log()
 
-    elapsed = every * setting.step_size / (1 - setting.momentum)
     along = [rates(state) for state in theta[:-1]]
 
     def integrated(terms: list[Tensor]) -> Tensor:
-        return elapsed * torch.stack(terms).sum(0)[:, 0]
+        return every * clock * torch.stack(terms).sum(0)[:, 0]
 
     course, noise = norm(theta), integrated([rate.noise for rate, _ in along])
     return Release(

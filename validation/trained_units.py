@@ -57,7 +57,7 @@ class Window:
 
 def growth_window(
     activation: type[nn.Module], seeds: int, root_seed: int, *, step_size: float = 0.3, steps: int = 480,
-    every: int = 40, burn_in: int = 1500, samples: int = 128, width: int = 24, wrong: float = 0.3,
+    every: int = 60, burn_in: int = 1000, samples: int = 128, width: int = 24, wrong: float = 0.3,
 ) -> tuple[Window, Window]:  # fmt: skip
     """A 16-width-10 network on noisy digits, B = 1: burn in, then ``seeds`` runs from there; units and pairs.
 
