@@ -113,7 +113,7 @@ def test_laws_along_the_path_hold_and_their_rivals_do_not():
     by_claim = {check.claim: check for check in checks}
     law = by_claim[relu_checks.BALANCE_LAW.name]
     assert law.verdict == Verdict.AGREES
-    assert len(law.rivals) == 2
+    assert len(law.rivals) == 3
     assert abs(law.measured - law.predicted) < 4 * law.standard_error + 0.03 * abs(law.predicted)
 
 

