@@ -12,14 +12,15 @@ from nets.mlp import mlp
 from nets.objective import SQUARED, FlatNet, Objective
 from theory.problem import gaussian_sparse
 from validation import bouncing_checks as claims
-from validation.bouncing import CLAIMS, diagonal_checks
+from validation.bouncing import CLAIMS, diagonal_checks, run
 from validation.bouncing_diagonal import observe_diagonal
 from validation.bouncing_figures import FIGURES
 from validation.bouncing_orthogonal import orthogonal_checks
-from validation.bouncing_runs import Setting, leave_one_out, observe, trained
+from validation.bouncing_runs import Setting, descended, leave_one_out, observe, trained
 from validation.bouncing_series import dataset
 from validation.check import Verdict
 from validation.settings import BouncingSettings, RunSettings, SettingsError
+from validation.suite import Progress
 
 ROOT = 1
 
@@ -124,15 +125,29 @@ def test_the_projected_sde_keeps_the_complements_loss(linear, window):
     assert check.measured < float(window.excess.mean())
 
 
-def test_diverged_replicas_are_counted(linear):
-    setting = Setting("linear", 0.8, 32)
-    (state,) = trained(linear, [setting], 50, ROOT)
-    window = observe(linear, setting, state, 8, 20, 60, 24, ROOT)
+def test_without_noise_the_replicas_relax_as_gradient_descent_does(linear, window):
+    x = descended(linear, window)
+    d = x.diff(dim=0)
+    assert torch.allclose(d[1:], (1 - window.slip) * d[:-1], atol=1e-4 * float(d.abs().max()))
+    check = claims.descent_check(window, x)
+    assert check.verdict == Verdict.AGREES
+    assert check.measured == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_quick_suite_is_as_expected():
+    outcome = run(RunSettings(), torch.device("cpu"), Progress("quiet"))
+    assert [check for check in outcome.checks if not check.as_expected] == []
+    assert {check.claim for check in outcome.checks} == {claim.name for claim in CLAIMS}
+
+
+def test_diverged_replicas_are_counted(linear, window):
     lost = window.finite.clone()
     lost[:3] = False
-    fewer = replace(window, finite=lost, x=window.x[:, :5], excess=window.excess[:5])
+    fewer = replace(window, finite=lost, x=window.x[:, 3:], excess=window.excess[3:])
     check = claims.excess_check(fewer)
-    assert (check.seeds, check.diverged) == (8, 3)
+    assert (check.seeds, check.diverged) == (48, 3)
+    state = (window.origin, torch.zeros_like(window.origin))
     with pytest.raises(ValueError, match="diverged: choose a smaller step size"):
         observe(linear, Setting("linear", 1e6, 32), state, 4, 60, 60, 24, ROOT)
 

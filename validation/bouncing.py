@@ -17,7 +17,7 @@ from theory.streams import seed_of
 from validation import bouncing_checks as claims
 from validation.bouncing_diagonal import observe_diagonal
 from validation.bouncing_orthogonal import ORTHOGONAL, orthogonal_checks
-from validation.bouncing_runs import Setting, Window, observe, trained
+from validation.bouncing_runs import Setting, Window, descended, observe, trained
 from validation.bouncing_series import dataset
 from validation.check import Check, Verdict
 from validation.settings import RunSettings
@@ -32,7 +32,7 @@ MOMENTUM = Setting("MLP", 0.2, 32, momentum=0.5)
 SMALL_BATCH = Setting("MLP", 0.2, 8)
 EDGE = Setting("MLP", 0.4, 128)  # ηλ within a per cent or two of 2
 RELU = Setting("ReLU MLP", 0.4, 32)
-RESNET = Setting("tanh ResNet", 0.2, 32)  # smooth: with ReLU the walls are sharper than the floor
+RESNET = Setting("tanh ResNet", 0.1, 32)  # smooth: with ReLU the walls are sharper than the floor
 DIAGONAL = Setting("diagonal", 2.0, 80)
 
 
@@ -80,9 +80,12 @@ def mlp_windows(
     states = trained(objective, [*plain, MOMENTUM], options.steps, root)
     for setting, state in zip([*plain, MOMENTUM, shuffled], [*states, states[middle]], strict=True):
         look(objective, setting, state)
-    progress(f"SDE in the complement of the bouncing directions, {plain[middle].label}")
+    progress(f"SDE in the complement of the bouncing directions, and GD, {plain[middle].label}")
     window, checks = found[middle]
-    checks += orthogonal_checks(objective, window, settings, root)
+    checks += [
+        *orthogonal_checks(objective, window, settings, root),
+        claims.descent_check(window, descended(objective, window)),
+    ]
     rectified = digits_objective(lambda: mlp(activation=nn.ReLU, dtype=FLOAT), options.images, device)
     for at, setting in ((objective, SMALL_BATCH), (objective, EDGE), (rectified, RELU)):
         progress(f"digits {setting.label}")

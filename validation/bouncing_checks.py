@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from theory.bouncing import SOURCE, VARIANCE_SOURCE
+from theory.bouncing import SOURCE, VARIANCE_SOURCE, gradient_descent_autocorrelation
 from theory.prediction import Prediction, Reference
 from validation.bouncing_runs import LAGS, Window, leave_one_out
 from validation.check import Check, Claim, Rival, Verdict, judge
@@ -32,6 +32,11 @@ SPREAD = Claim(
     "the autocorrelation law explains every direction",
     "1 - R² = Σ(measured - predicted)² / Σ(measured - mean)² = 0 over the sharpest directions",
     "About the line of slope 1 itself, not a fitted one.",
+)
+DESCENT = Claim(
+    "without noise displacements have autocorrelation 1 - ηλ",
+    "Σ d_k d_{k+1} / Σ d_k² = 1 - ηλ of full-batch GD from the same states;  slope of measured on predicted = 1",
+    "GD relaxes where SGD is kept up: at the same ηλ the two laws differ by a factor two; -ηλ/2 falsifies it.",
 )
 VARIANCE = Claim(
     "stationary variance of discrete SGD",
@@ -85,7 +90,7 @@ SATURATION = Claim(
 )
 
 CLAIMS = [
-    AUTOCORRELATION, SPREAD, VARIANCE, SDE_HOLDS, SDE_FAILS, EXCESS, LEVEL, WHITE, SIDES, GAUSSIAN,
+    AUTOCORRELATION, SPREAD, DESCENT, VARIANCE, SDE_HOLDS, SDE_FAILS, EXCESS, LEVEL, WHITE, SIDES, GAUSSIAN,
     DIFFUSION, SATURATION,
 ]  # fmt: skip
 LEVEL_SOURCE = Reference("valleydrift", 2026, "residual noise in c outputs, theory/bouncing.py")
@@ -139,6 +144,22 @@ def autocorrelation_checks(window: Window, spread: bool = True) -> list[Check]:
         rivals = [Rival(name, 0.0, leave_one_out(distance(values), runs)) for name, values in others.items()]
         checks.append(_judged(window, SPREAD, prediction, leave_one_out(distance(predicted), runs), rivals))
     return checks
+
+
+def descent_check(window: Window, x: Tensor) -> Check:
+    """Slope of the autocorrelations of the replicas' descent without noise, x of shape (steps, R, K)."""
+    d = x.diff(dim=0)[..., :TOP]
+    products, squares = (d[1:] * d[:-1]).sum(0), d[:-1].square().sum(0)
+    eta, curvature = window.setting.step_size, window.curvature[:TOP]
+    predicted = gradient_descent_autocorrelation(eta, curvature)
+    centred = predicted - predicted.mean()
+
+    def slope(weights: Tensor) -> float:
+        return float(((weights @ products) / (weights @ squares) * centred).sum() / centred.square().sum())
+
+    prediction = Prediction("slope", torch.tensor(1.0), 0.0, ERROR, SOURCE, given=HESSIAN)
+    rivals = [Rival("SGD's -ηλ/2", 0.5), Rival("-1 throughout", 0.0)]
+    return _judged(window, DESCENT, prediction, leave_one_out(slope, len(products)), rivals)
 
 
 def variance_checks(window: Window) -> list[Check]:

@@ -32,7 +32,7 @@ def autocorrelation(series: xr.Dataset) -> Figure:
             top = max(top, float(np.nanmax(slip)))
         grid = np.linspace(0, top, 100)
         low = -2 * float(series["bouncing momentum"].max())
-        axes.plot([low, top], [-low / 2, -top / 2], color=LAW, lw=1, label="(ηλ - 2μ)/-2", zorder=0)
+        axes.plot([low, top], [-low / 2, -top / 2], color=LAW, lw=1, label="μ - ηλ/2", zorder=0)
         axes.plot(grid, -(1 - np.exp(-grid)) / 2, "--", color=SDE, lw=1, label="the SDE's", zorder=0)
         axes.axhline(0, color="0.7", lw=0.7, zorder=0)
         axes.axvline(1, color="0.7", lw=0.7, ls=":", zorder=0)

@@ -169,6 +169,17 @@ def observe(
     return _analysed(objective, setting, record, alive & torch.isfinite(theta).all(1))
 
 
+def descended(objective: Objective, window: Window, steps: int = 6) -> Tensor:
+    """The same coordinates when the replicas go on without noise, by full-batch steps, shape (steps, R, K)."""
+    ends, kept, every = window.ends, list[Tensor](), torch.arange(objective.n).expand(len(window.ends), -1)
+
+    def watch(_: int, theta: Tensor) -> None:
+        kept.append(((theta - theta.mean(0)) @ window.directions).double().cpu())
+
+    replicas(objective, ends, torch.zeros_like(ends), window.setting.step_size, steps, lambda _: every, 0.0, watch)
+    return torch.stack(kept)
+
+
 class _Record:
     """Collects, while replicas run, what :class:`Window` is made of."""
 
