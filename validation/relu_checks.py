@@ -34,7 +34,7 @@ BALANCE_LAW = Claim(
 BALANCE_LEVEL = Claim(
     "balance: SDE law at level δ",
     "Δ Σ_j β_j = Σ_k 2η_k² L(θ_k) Σ_j mean_i B(∇h_i)_j",
-    "Label noise of equal strength on every sample; falsified where residuals are far from homogeneous.",
+    "Label noise of equal strength on every sample; falsified where residuals and inputs go together.",
 )
 GROWTH = Claim(
     "units grow or shrink by Itô's rate",
@@ -122,8 +122,8 @@ def path_laws(
     ``homogeneous`` is the verdict expected of the law that assumes equal noise on every sample.
     """
     network, problem, schedule = experiment.network, experiment.problem, [Schedule(eta)]
-    run = sgd(network, problem, experiment.start, schedule, burn_in, seeds=seeds, root_seed=root)
-    ok, theta = run.finite[0], run.final
+    begun = sgd(network, problem, experiment.start, schedule, burn_in, seeds=range(8), root_seed=root)
+    theta = begun.final[0, int(begun.finite[0].int().argmax())]  # all runs leave one state: what differs is the draws
     layers = range(1, experiment.hidden + 1)
 
     def laws(theta: Tensor) -> Tensor:
@@ -154,9 +154,9 @@ def path_laws(
         network, problem, theta, schedule, steps, seeds=seeds, root_seed=root + 1,
         probes={"theta": Probe(lambda theta: theta, torch.arange(steps + 1))},
     )  # fmt: skip
-    ok = ok & after.finite[0]
+    ok = after.finite[0]
     visited = after["theta"].values[:, 0]  # (steps + 1, S, p)
-    residuals, level, noise = torch.stack([laws(at) for at in visited[:-1]]).sum(0).T
+    residuals, level, noise = (EVERY * torch.stack([laws(at) for at in visited[:-1:EVERY]]).sum(0)).T
     setting = f"{experiment.name}: η={eta:g}, steps {burn_in} to {burn_in + steps}"
     moved = (relu.balance(network, visited[-1]) - relu.balance(network, visited[0])).sum(-1)
     checks = []
@@ -174,8 +174,10 @@ def path_laws(
     return checks
 
 
-BALANCE_ERROR, LEVEL_ERROR, GROWTH_ERROR = 0.03, 0.1, 0.1
-"""Stated of the effect: the target; homogeneity; the third order of the logarithm."""
+EVERY = 3
+"""The laws' sums over steps take one state in so many."""
+BALANCE_ERROR, LEVEL_ERROR, GROWTH_ERROR = 0.03, 0.0, 0.1
+"""Stated of the effect: the target; none, for homogeneity is the claim; the third order of the logarithm."""
 POWER = 2.0
 """A rival is named where it lies this many times the sampling allowance away from the theory."""
 
