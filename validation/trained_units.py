@@ -62,7 +62,7 @@ def growth_window(
     """A 16-width-10 network on noisy digits, B = 1: burn in, then ``seeds`` runs from there; units and pairs.
 
     Images are pooled to 4 × 4 and a share ``wrong`` of the labels is redrawn once. Rates come from the per-sample
-    gradients of all samples at every ``every``-th step of every run. Pairs are (0, 1), (1, 2), …
+    gradients of all samples, once in every ``every`` steps of every run. Pairs are (0, 1), (1, 2), …
     """
     draws = named_generator(root_seed, "growth window")
     X, y = digits()
@@ -76,12 +76,13 @@ def growth_window(
     index = hidden_layers(module)["0"].index(module)
     pairs = torch.stack([torch.arange(width - 1), torch.arange(1, width)], 1)
     start = run_svag(network, network.theta, step_size, 1, burn_in, root_seed).final
-    at = torch.arange(0, steps + 1, every)
-    probes = {"θ": Probe(lambda theta: theta, at)}
-    run = run_svag(network, start.expand(seeds, -1).clone(), step_size, 1, steps, root_seed + 1, probes=probes)
+    # The runs part for ``every`` steps before the window opens; rates are taken in the middle of every interval.
+    at = torch.cat([torch.tensor([every]), torch.arange(every + every // 2, steps + every, every)])
+    probes = {"θ": Probe(lambda theta: theta, torch.cat([at, torch.tensor([every + steps])]))}
+    run = run_svag(network, start.expand(seeds, -1).clone(), step_size, 1, every + steps, root_seed + 1, probes=probes)
     theta, dynamics = run["θ"].values, Dynamics(step_size)
     elapsed, units, between = every * step_size, list[_Rates](), list[_Rates]()
-    for state in theta[:-1]:
+    for state in theta[1:-1]:
         gradients, vectors = sample_gradients(network, state)[..., index], state[:, index]
         apart, normal = vectors[:, pairs[:, 0]] - vectors[:, pairs[:, 1]], gradients[..., pairs[:, 0], :]
         normal = normal - gradients[..., pairs[:, 1], :]
