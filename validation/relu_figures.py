@@ -69,7 +69,8 @@ def neurons(series: xr.Dataset) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(2.2 * len(cells), 4.4), layout="constrained")
         axes = figure.subplots(2, len(cells), sharex=True, sharey=True, squeeze=False)
-        for row, (kind, (label, colour)) in zip(axes, KINDS.items(), strict=True):
+        reach = 1.05 * max(float(abs(series[f"relu two-layer neurons {kind}"][:, 0]).max()) for kind in KINDS)
+        for r, (row, (kind, (label, colour))) in enumerate(zip(axes, KINDS.items(), strict=True)):
             for c, axis in enumerate(row):
                 ends = series[f"relu two-layer neurons {kind}"].isel({"relu_two-layer_schedule": c, "relu_shown": 0})
                 for x, y in ends.values:
@@ -78,7 +79,9 @@ def neurons(series: xr.Dataset) -> Figure:
                 axis.axhline(0, color="0.85", lw=0.6, zorder=0)
                 axis.axvline(0, color="0.85", lw=0.6, zorder=0)
                 axis.set_aspect("equal")
-                if row is axes[0]:
+                axis.set_xlim(-reach, reach)
+                axis.set_ylim(-reach, reach)
+                if r == 0:
                     axis.set_title(str(cells[c]), loc="left", fontsize=8)
             row[0].set_ylabel(label)
     return figure
