@@ -27,6 +27,7 @@ from theory.independent_neurons import (
 from theory.invariance_proof import Layer, prove_permutation_set, prove_sign_set
 from theory.invariant_sets import permutation_set, sign_set
 from theory.prediction import Prediction, Reference
+from theory.sparsity import effective_rank
 from theory.streams import named_generator, seed_of
 from validation.check import Check, Claim, Rival, judge
 from validation.near_sets import Release, Setting, release
@@ -97,6 +98,7 @@ RELEASES = (
 )
 HEAVY = Setting("sign", inputs=4, momentum=0.5, weight_decay=0.01, step_size=0.01, noise=4.0, steps=1000)
 MORE_RELEASES = (Setting("sign", inputs=4), Setting("sign", nn.GELU, noise=4.0))
+COUNTS = ["published", "average linkage", "vanishing", "effective rank"]  # the last: exponential of the entropy
 STEP_SIZES = {"large steps, η=0.3": 0.3, "small steps, η=0.03": 0.03}
 ACTIVATIONS = {"GELU": nn.GELU, "tanh": nn.Tanh, "ReLU": nn.ReLU}
 
@@ -292,13 +294,14 @@ def _similarities(steps: int, networks: int, seed: int) -> tuple[dict[str, xr.Da
     """Counts by step size, network, layer, and the first network's distances by layer, ordered by cluster."""
     layers = hidden_layers(conv_network(seed), "published")
     found: dict[str, list[np.ndarray]] = {name: [] for name in layers}
-    counts = np.zeros((len(STEP_SIZES), networks, len(layers), 3), int)
+    counts = np.zeros((len(STEP_SIZES), networks, len(layers), 4))
     for s, step_size in enumerate(STEP_SIZES.values()):
         for k in range(networks):
             module = train(conv_network(seed + k), steps, step_size, seed + k)
             for row, (name, layer) in enumerate(layers.items()):
                 vectors = entries(module, layer)
-                counts[s, k, row] = independent_count(vectors), linkage_count(vectors), vanishing(vectors).sum()
+                rank = effective_rank(torch.linalg.svdvals(vectors), exponential=True)
+                counts[s, k, row] = independent_count(vectors), linkage_count(vectors), vanishing(vectors).sum(), rank
                 if k == 0:
                     found[name].append(_ordered(module, layer))
     at = {"collapse_steps": list(STEP_SIZES), "collapse_side": ["in", "out"]}
@@ -308,7 +311,7 @@ def _similarities(steps: int, networks: int, seed: int) -> tuple[dict[str, xr.Da
         )
         for name, both in found.items()
     }
-    at |= {"collapse_layer": list(layers), "collapse_count": ["published", "average linkage", "vanishing"]}
+    at |= {"collapse_layer": list(layers), "collapse_count": COUNTS}
     dims = ("collapse_steps", "collapse_network", "collapse_layer", "collapse_count")
     return series | {"collapse counts": _array(counts, dims, at)}, counts
 
@@ -330,7 +333,7 @@ def _steps_check(counts: np.ndarray) -> Check:
     large, small = counts[:, :, :, 0].sum(2)
     prediction = Prediction("sign of the difference", torch.tensor(1.0), 0.0, 1.0, COUNTING)
     rivals = [Rival("no order", 0.0), Rival("reverse order", -1.0)]
-    signs = torch.from_numpy(np.sign(small - large).astype(float))
+    signs = torch.from_numpy(np.sign(small - large))
     return judge(SUITE, LARGE_STEPS, " against ".join(STEP_SIZES), prediction, signs, rivals=rivals)
 
 

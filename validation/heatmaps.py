@@ -25,7 +25,7 @@ def similarity(series: xr.Dataset) -> Figure:
         for column, (layer, kind) in enumerate(LAYERS.items()):
             for row, label in enumerate(labels):
                 at = {"collapse_steps": row, "collapse_network": 0}
-                published, _, vanished = counts.sel(collapse_layer=layer).isel(at).values
+                published, _, vanished, rank = counts.sel(collapse_layer=layer).isel(at).values
                 for side in range(2):
                     axis = axes[row, 2 * column + side]
                     distance = series[f"collapse distance {layer}"][row, side].values
@@ -34,8 +34,8 @@ def similarity(series: xr.Dataset) -> Figure:
                     axis.set_yticks([])
                     if side == 0:
                         axis.set_title(f"{layer}, {kind}: w_in", loc="left", fontsize=7.5)
-                        found = f"{published} of {len(distance)} independent"
-                        axis.set_xlabel(found + (f", {vanished} vanishing" if vanished else ""), fontsize=7, loc="left")
+                        found = f"{published:.0f} of {len(distance)} independent, {vanished:.0f} vanishing, "
+                        axis.set_xlabel(found + f"effective rank {rank:.1f}", fontsize=7, loc="left")
                     else:
                         axis.set_title("w_out", loc="left", fontsize=7.5)
                 if column == 0:
