@@ -17,7 +17,7 @@ from validation.store import replacing
 MODULES = {
     "diagonal": ("diagonal_figures",),
     "stabilization": ("stabilization_figures",),
-    "collapse": ("collapse_figures",),
+    "collapse": ("collapse_figures", "heatmaps"),
     "relu": ("relu_figures",),
     "bouncing": ("bouncing_figures", "sharpness_figures"),
 }
