@@ -137,7 +137,7 @@ def test_sparsity_of_the_sde_is_sgds_within_four_percent():
     published = two_layer()
     schedules = (Schedule(0.26), Schedule(0.6, ((0.5, 5.0),), decay_at_once=True))
     cell = Experiment.of("two-layer", published, 14_126, schedules)
-    for schedule, real in zip(schedules, sgd_ensemble(cell, range(512), 11), strict=True):
+    for schedule, real in zip(schedules, sgd_ensemble(cell, range(256), 11), strict=True):
         rows = torch.nonzero(real.finite).flatten()
         level = level_of(real, rows, schedule, cell.steps)
         given = simulate(cell, schedule, lambda clock, at=level: relu.LabelNoise(clock, at), len(rows), 11, "given", 2)
