@@ -168,8 +168,8 @@ class Cell:
         return self.run(lambda clock: LabelNoise(clock, self._level, share), self.survivors, f"given {share.size}")
 
     def isotropic(self) -> Ensemble:
-        """Isotropic noise of the same power, at the measured levels of some runs."""
-        rows = self._rows[:64]
+        """Isotropic noise of the same power, at the measured levels of some runs (more where the effect is small)."""
+        rows = self._rows[: 64 if self.schedule == self.experiment.schedules[0] else 32]
         level = level_of(self.real, rows, self.schedule, self.experiment.steps)
         return self.run(lambda clock: Isotropic(clock, level), len(rows), "isotropic")
 
