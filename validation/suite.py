@@ -26,7 +26,13 @@ SUITES = {
 }
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
 
-COST = {"bouncing": (40, 900), "diagonal": (45, 900), "stabilization": (1, 400), "collapse": (40, 900), "relu": (50, 700)}
+COST = {
+    "bouncing": (40, 900),
+    "diagonal": (45, 900),
+    "stabilization": (1, 400),
+    "collapse": (40, 900),
+    "relu": (50, 700),
+}
 """Seconds on two cores and MiB at quick size."""
 
 
