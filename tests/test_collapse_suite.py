@@ -9,6 +9,7 @@ from theory.stochastic_logistic import StochasticLogistic, evolve, start
 from theory.streams import named_generator
 from validation import collapse, collapse_checks, collapse_figures, collapse_linear, collapse_models
 from validation.check import Verdict
+from validation.gallery import write_figure
 from validation.settings import CollapseSettings, SettingsError
 
 OPTIONS = CollapseSettings(paths=2000, sigmas=(20.0,), toy_steps=6000)
@@ -43,11 +44,12 @@ def test_theory_holds_on_a_small_ensemble(ran):
 
 
 @pytest.mark.parametrize("name", sorted(collapse_figures.FIGURES))
-def test_figures_draw_from_series_alone(ran, name):
+def test_figures_draw_from_series_alone(ran, name, tmp_path):
     figure = collapse_figures.FIGURES[name]
-    drawn = figure.draw(ran[1][list(figure.variables)])
-    assert len(drawn.axes) >= 2
-    drawn.canvas.draw()
+    kept = ran[1][list(figure.variables)]
+    assert len(figure.draw(kept).axes) >= 2
+    written = write_figure(name, figure, kept, tmp_path, ["svg"])
+    assert sorted(path.suffix for path in written) == [".csv", ".svg"]
 
 
 def test_kolmogorov_accepts_its_law_and_rejects_another():

@@ -103,7 +103,7 @@ def teacher_student(series: xr.Dataset) -> Figure:
         axes[0].set_ylim(0.455, 0.5)
         axes[1].set_ylim(0, 2e-5)
         axes[0].legend(fontsize=7, frameon=False)
-        seeds, at = float(series["collapse linear seeds"]), int(np.searchsorted(steps, 50_000))
+        seeds, at = float(series["collapse linear seeds"][0]), int(np.searchsorted(steps, 50_000))
         spread = series["collapse linear spread"]
         for c in range(len(sigmas)):
             error = spread[at, c] / seeds**0.5
