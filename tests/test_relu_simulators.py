@@ -6,7 +6,7 @@ import torch
 
 from simulators.integrate import integrate
 from simulators.noise import BrownianIncrements
-from simulators.relu import LANES, integrate_relu
+from simulators.relu import integrate_relu
 from theory.minibatch import Minibatch
 from theory.problem import Regression
 from theory.relu import Isotropic, MeasuredLevel, ReluSDE
@@ -19,7 +19,7 @@ from theory.trajectory import Probe
 NETWORKS = [ReluNetwork((2, 6, 1)), ReluNetwork((1, 9, 1), (True, False)), ReluNetwork((3, 5, 4, 1), (True,) * 3)]
 ETA = Schedule(0.3, ((0.5, 3.0),)).step_sizes(20)
 DT, CLOCK = (ETA / 2).repeat_interleave(2), StepClock(ETA)
-PATHS = 2 * LANES + 3
+PATHS = 19  # two groups, the second not full
 
 
 def problem_of(network, labels=False):

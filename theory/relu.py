@@ -8,7 +8,7 @@ unit's weights are those into it, its bias included, and those out of it. h is h
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -74,8 +74,15 @@ class MeasuredLevel:
 
     def __call__(self, t: float) -> Tensor:
         """δ(t), shape (paths,)."""
+        return self._values[self._row(t)]
+
+    def at(self, times: Sequence[float]) -> Tensor:
+        """δ at several times, shape (times, paths)."""
+        return self._values[[self._row(t) for t in times]]
+
+    def _row(self, t: float) -> int:
         # A start that round-off has pushed just past t still counts as reached.
-        return self._values[max(bisect_right(self._starts, t * (1 + 1e-12) + 1e-300) - 1, 0)]
+        return max(bisect_right(self._starts, t * (1 + 1e-12) + 1e-300) - 1, 0)
 
 
 class ReluSDE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -131,9 +132,8 @@ class StepClock:
 
     def __init__(self, step_sizes: Tensor) -> None:
         self._sizes = step_sizes.tolist()
-        self._starts = sde_time(step_sizes)[:-1]
+        self._starts = sde_time(step_sizes)[:-1].tolist()
 
     def __call__(self, t: float) -> float:
         # A start that round-off has pushed just past t still counts as reached.
-        reached = torch.searchsorted(self._starts, float(t) * (1 + 1e-12) + 1e-300, right=True)
-        return self._sizes[max(int(reached) - 1, 0)]
+        return self._sizes[max(bisect_right(self._starts, float(t) * (1 + 1e-12) + 1e-300) - 1, 0)]
