@@ -75,7 +75,7 @@ def linear(options: CollapseSettings, seeds: int) -> tuple[list[Check], Series]:
         "collapse linear spread": ((*names, "collapse_mode"), run.std(2)),
         "collapse linear law": (("collapse_reached", "collapse_sigma", "collapse_mode"), theory_mean),
         "collapse linear targets": (("collapse_mode",), teacher.singular.numpy()),
-        "collapse linear seeds": (("collapse_count",), np.array([seeds])),
+        "collapse linear seeds": (("collapse_ensemble",), np.array([seeds])),
         "collapse_linear_step": records, "collapse_sigma": list(sigmas), "collapse_reached": [DROP, END - 1],
     }  # fmt: skip
     return checks, series
