@@ -29,8 +29,8 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/diagonal.py
-	$(BIN)/python benchmarks/sde.py
+	for each in diagonal sde relu collapse neurons curvature; do $(BIN)/python benchmarks/$$each.py || exit 1; done
+	$(BIN)/python benchmarks/measure.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info results

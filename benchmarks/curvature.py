@@ -11,19 +11,13 @@ benchmarks/results/curvature.json.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import os
-import platform
-import statistics
-import subprocess
-import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import curvlinops
 import numpy as np
 import torch
+from measure import in_turn, row, save
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
@@ -55,9 +49,9 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.cat([table.train_x, copies]), labels
 
 
-def compare(net: nn.Module, rounds: int, tolerance: float) -> dict[str, object]:
+def compare(name: str, rounds: int, tolerance: float) -> list[dict[str, Any]]:
     """Equality of eigenvalues first, then seconds: eigsh, cold and warm, alternating."""
-    objective = Objective(net, *data())
+    objective = Objective(NETS[name](), *data())
     last = TRAINED + max(DRIFTS)
     at = torch.tensor([*(last - drift for drift in sorted(DRIFTS, reverse=True)), last])
     keep = {"θ": Probe(lambda state: state.theta.clone(), at)}
@@ -97,33 +91,27 @@ def compare(net: nn.Module, rounds: int, tolerance: float) -> dict[str, object]:
         for drift in (0, *DRIFTS):
             earlier = eigenpairs(hessian(objective, thetas[last - drift]), k, tolerance=1e-3).vectors
             peers[f"top {k} to 1e-2, warm from {drift} steps earlier"] = ours(earlier, 1e-2, k)
-    results = {name: run() for name, run in peers.items()}
-    for name, found in results.items():
+    results = {label: run() for label, run in peers.items()}
+    for label, found in results.items():
         gap = float((found.values - peer.values[: len(found.values)]).abs().max() / peer.values[0])
-        assert gap <= (3e-5 if name == "ours" else 1e-2), (
-            f"{name} finds other eigenvalues: {found.values} and {peer.values}"
+        assert gap <= (3e-5 if label == "ours" else 1e-2), (
+            f"{label} finds other eigenvalues: {found.values} and {peer.values}"
         )
-        assert found.converged, f"{name} did not converge"
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds):
-        for name, run_peer in peers.items():
-            start = time.perf_counter()
-            run_peer()
-            seconds[name].append(time.perf_counter() - start)
-    rows: dict[str, object] = {"parameters": objective.p, "eigenvalues": [round(float(v), 4) for v in peer.values]}
-    for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(seconds["curvlinops, eigsh"], times, strict=True)]
-        rows[name] = {
-            "seconds (minimum, median)": [round(min(times), 4), round(statistics.median(times), 4)],
-            "products": results[name].products,
-            "times faster than eigsh (median, min, max)": [round(f(ratios), 2) for f in (statistics.median, min, max)],
-        }
-    for name in seconds:
-        if "warm" in name:
-            cold = seconds[f"{name.split(',')[0]}, cold"]
-            warm = [a / b for a, b in zip(cold, seconds[name], strict=True)]
-            rows[f"{name}: times faster than cold"] = [round(f(warm), 2) for f in (statistics.median, min, max)]
-    rows["relative residual of eigsh and ours"] = reached
+        assert found.converged, f"{label} did not converge"
+    taken = in_turn(peers, rounds)
+    work, total = f"top {{}} Hessian eigenpairs, {name}, {objective.p} parameters, {SAMPLES} samples", peer.values.sum()
+
+    def compared(label: str, against: str, what: str) -> dict[str, Any]:
+        sums = (float(results[against].values.sum()), float(results[label].values.sum()))
+        counts = {"products": {"peer": results[against].products, "here": results[label].products}}
+        return row(what, against, taken[against], taken[label], sums, "call") | counts
+
+    rows = [compared("ours", "curvlinops, eigsh", f"{work.format(K)}, relative residual {reached:.1g}")]
+    for k in (K, 1):
+        for drift in (0, *DRIFTS):
+            what = f"{work.format(k)}, to 1e-2, warm from {drift} steps earlier"
+            rows.append(compared(f"top {k} to 1e-2, warm from {drift} steps earlier", f"top {k} to 1e-2, cold", what))
+    assert abs(float(results["ours"].values.sum() / total) - 1) < 1e-4
     return rows
 
 
@@ -133,24 +121,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--net", choices=[*NETS], default=None)
     arguments = parser.parse_args()
-    names = [arguments.net] if arguments.net else list(NETS)
-    tables = {
-        f"{name}, {SAMPLES} samples, eigsh tol {tolerance:g}": compare(NETS[name](), arguments.rounds, tolerance)
-        for name in names
-        for tolerance in (1e-3,)
-    }
-    root = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    result = {
-        "tables": tables,
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "scipy", "curvlinops-for-pytorch")},
-    }
-    (root / "results").mkdir(exist_ok=True)
-    (root / "results" / "curvature.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    rows = []
+    for name in [arguments.net] if arguments.net else [*NETS]:
+        rows += compare(name, arguments.rounds, 1e-3)
+    save("curvature", rows)
 
 
 if __name__ == "__main__":
