@@ -65,7 +65,10 @@ def main() -> None:
         assert gap < 1e-9, f"the two disagree by {gap}"
         if len(grid):
             mine = np.stack([series.values[:, 0, 0].numpy() for series in ours.series.values()], 1)
-            assert np.allclose(mine, np.array(seen), rtol=1e-6, atol=1e-12), "their measured quantities disagree"
+            theirs_too = np.array(seen)
+            assert np.allclose(mine[:, :-1], theirs_too[:, :-1], rtol=1e-9), "their measured quantities disagree"
+            # u² - v² taken directly loses the digits of ln α that the loop here keeps.
+            assert np.allclose(mine[:, -1], theirs_too[:, -1], rtol=1e-3), "their ln α disagree"
         taken = in_turn(
             {
                 "numpy": lambda grid=grid: numpy_loop(problem, index[0], grid),

@@ -66,7 +66,8 @@ def write_figure(name: str, figure: SavedFigure, series: xr.Dataset, folder: Pat
         written.append(path)
     path = folder / f"{name}.csv"
     with replacing(path) as temporary:
-        _long({variable: series[variable] for variable in figure.variables}).to_csv(temporary, index=False, float_format="%.9g")
+        table = _long({variable: series[variable] for variable in figure.variables})
+        table.to_csv(temporary, index=False, float_format="%.9g")
     return [*written, path]
 
 
