@@ -17,6 +17,7 @@ from torch import Tensor
 from simulators.integrate import check_run
 from simulators.noise import BrownianIncrements
 from simulators.normals import fill_row
+from simulators.scalar import exponentials
 from theory.diagonal_sde import DiagonalSDE
 from theory.problem import Regression
 from theory.sde import ExactCovariance, LabelNoise
@@ -83,36 +84,12 @@ def _scales(
 
 
 @njit(cache=True, inline="always", error_model="numpy")
-def _exponentials(x, mantissa, bits):  # type: ignore[no-untyped-def]
-    """e^{2x} = mantissa · 2^k by range reduction to ½ ln 2 and a polynomial; k's bit pattern goes to ``bits``.
-
-    Free of branches and calls, so that the loop vectorises.
-    """
-    for j in range(len(x)):
-        z = min(max(2.0 * x[j], -708.0), 709.0)
-        k = np.floor(z * 1.4426950408889634 + 0.5)
-        r = (z - k * 0.6931471803691238) - k * 1.9082149292705877e-10
-        p = 2.08767569878681e-9  # 1/12!
-        p = p * r + 2.505210838544172e-8
-        p = p * r + 2.755731922398589e-7
-        p = p * r + 2.7557319223985893e-6
-        p = p * r + 2.48015873015873e-5
-        p = p * r + 1.984126984126984e-4
-        p = p * r + 1.3888888888888889e-3
-        p = p * r + 8.333333333333333e-3
-        p = p * r + 4.1666666666666664e-2
-        p = p * r + 1.6666666666666666e-1
-        p = p * r + 0.5
-        p = p * r + 1.0
-        mantissa[j] = p * r + 1.0
-        bits[j] = (np.int64(k) + 1023) << 52
-
-
-@njit(cache=True, inline="always", error_model="numpy")
 def _predictor(logs, w, mantissa, bits, powers):  # type: ignore[no-untyped-def]
     """w = (e^{2 ln a} - e^{2 ln b})/4 for one path."""
     d = len(w)
-    _exponentials(logs, mantissa, bits)
+    for j in range(2 * d):
+        mantissa[j] = 2.0 * logs[j]
+    exponentials(mantissa, mantissa, bits)
     for j in range(d):
         w[j] = 0.25 * (mantissa[j] * powers[j] - mantissa[d + j] * powers[d + j])
 
