@@ -119,7 +119,7 @@ class NinomiyaNinomiya:
     Z₁ = G √h S₁, Z₂ = f h + G √h S₂ with Gaussian S of variances ½, 3/2 and covariance -½ in every channel, each
     flow by a fifth-order Runge-Kutta method (product form: six products a flow, whatever the number of channels).
     f and G are taken at the time where the step begins: for equations that do not depend on time.
-    Source: Ninomiya and Ninomiya (2009), Theorem 1.6 with u = ½.
+    Source: Ninomiya and Ninomiya (2009) with u = ½.
     """
 
     sde_type: ClassVar[str] = "stratonovich"

@@ -16,7 +16,7 @@ from theory.minibatch import Minibatch
 from theory.prediction import AVPF, PPF, Reference
 from theory.problem import Regression
 
-SDE_LAW = Reference(PPF, 2021, "Sec. 3 (Itô's lemma on ln α); level δ as in " + AVPF + " (2023)")
+SDE_LAW = Reference(PPF, 2021, "Itô's lemma on ln α; level δ as in " + AVPF + " (2023)")
 FINITE_STEP_LAW = Reference("valleydrift", 2026, "finite-step law E[-ln|1 - sZ²|], README")
 
 
@@ -49,7 +49,7 @@ def sde_change_next_order(problem: Regression, power: Tensor, power4: Tensor) ->
 def sde_change_at_level(problem: Regression, eta: Tensor, level: Tensor, weights: Tensor, batch: Minibatch) -> Tensor:
     """Homogeneous SDE law: Δ ln α_j = -2 κ m_j Σ_k η_k² δ_k with m_j = (1/n) Σ_i x_ij², shape (..., d).
 
-    Source: Pesme et al. (2021), Sec. 3, at the level δ of Andriushchenko et al. (2023).
+    Source: Pesme et al. (2021), at the level δ of Andriushchenko et al. (2023).
     """
     clock = torch.einsum("t,t...->...", weights.to(eta), eta.square() * level)
     return -2 * batch.variance_factor(problem.n) * clock.unsqueeze(-1) * problem.mean_square

@@ -7,7 +7,7 @@ With x the coordinate along a Hessian eigenvector and ξ a minibatch gradient's 
 The laws are for the discrete recursion, so they hold where ηλ is not small; the SDE's are beside them. They need
 E[ξ | past] = 0 and a stationary second moment: neither Gaussian noise nor one that does not depend on x (then C is its
 mean over the stationary law). λ and C are tensors of one shape; steps are SGD steps.
-Source: Mandt, Hoffman, Blei (2017), Sec. 3 for the SDE; Liu, Ziyin, Ueda (2021) for the discrete covariance.
+Source: Mandt, Hoffman, Blei (2017) for the SDE; Liu, Ziyin, Ueda (2021) for the discrete covariance.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def neuron_exponent(x: Array, y: Array, eta: Array, zeta: float = 1.0, slope: fl
     """λ = σ' S_xy - ½ηζ²σ'² S_xx of the origin of h = w₂σ(w₁x), S means over samples: ln|w₁ + w₂| drifts at it.
 
     Near the origin u = w₁ + w₂ obeys du = u(σ' S_xy dt + √η ζ σ' √S_xx dB). With ``step`` > 0 the exponent of the
-    Euler recursion, E ln|1 + σ' S_xy h + √(ηh) ζ σ' √S_xx ξ|/h. Source: Chen et al. (2023), Theorem 5.1.
+    Euler recursion, E ln|1 + σ' S_xy h + √(ηh) ζ σ' √S_xx ξ|/h. Source: Chen et al. (2023), attractivity of the origin.
     """
     drift, spread = slope * np.mean(x * y), np.sqrt(eta) * zeta * slope * np.sqrt(np.mean(x * x))
     if step == 0.0:

@@ -27,7 +27,7 @@ class DiagonalSDE:
         covariance: any of :mod:`theory.sde`'s, e.g. :class:`theory.sde.LabelNoise`.
         stratonovich: read the θ-equation as Stratonovich, which deletes -½q and with it the decay (a rival).
 
-    Source: Pesme et al. (2021), Sec. 3; Andriushchenko et al. (2023), SDE section.
+    Source: Pesme et al. (2021); Andriushchenko et al. (2023), SDE section.
     """
 
     noise_type = "general"

@@ -41,7 +41,7 @@ def mirror_map(w: Tensor, log_alpha: Tensor) -> Tensor:
 def hypentropy(w: Tensor, log_alpha: Tensor) -> Tensor:
     """φ_α(w) = Σ_j ½[w arcsinh(2w/α) - ½√(4w² + α²) + α/2], shape (...); its gradient is :func:`mirror_map`.
 
-    Source: Pesme et al. (2021), Eq. 8, in this package's scaling.
+    Source: Pesme et al. (2021), in this package's scaling.
     """
     alpha = log_alpha.exp()
     return (w * mirror_map(w, log_alpha) - (4 * w.square() + alpha.square()).sqrt() / 4 + alpha / 4).sum(-1)

@@ -117,7 +117,7 @@ def effective_step_size(step_size: float, momentum: float) -> float:
 
     One step lasts η/(1-μ) units of SDE time, and the gradient noise of each step is felt η/(1-μ) times. Valid for
     directions with η/(1-μ) times their curvature well below 1; sharper ones feel the momentum itself.
-    Source: Mandt, Hoffman, Blei (2017), Sec. 4.2; Li, Tai, E (2017), Sec. 4.
+    Source: Mandt, Hoffman, Blei (2017); Li, Tai, E (2017).
 
     Raises:
         ValueError: momentum outside [0, 1).

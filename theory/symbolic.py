@@ -185,7 +185,7 @@ def alpha_decay(samples: int = 3, features: int = 2) -> tuple[list[sp.Expr], lis
         for each coordinate j the drift of ln α_j, its diffusion row (zero: the decay is deterministic), and the
         law -Σ_i s_i² x_ij² it is claimed to equal.
 
-    Source: Pesme et al. (2021), Sec. 3.
+    Source: Pesme et al. (2021).
     """
     u, v, x = (sp.symbols(f"{name}1:{features + 1}", real=True) for name in "uvx")
     h = sum((u_j * v_j * x_j for u_j, v_j, x_j in zip(u, v, x, strict=True)), sp.Integer(0))
@@ -261,7 +261,7 @@ class ScalarSDE:
         Raises:
             ValueError: no noise at all, or an integral sympy cannot do.
 
-        Source: Gardiner, Stochastic Methods, Sec. 5.3.3.
+        Source: Gardiner, Stochastic Methods, on the stationary solution of one-variable Fokker-Planck equations.
         """
         y, b, g = self.variable, self.to_ito().drift, self.diffusion
         if sp.simplify(g) == 0:

@@ -65,7 +65,7 @@ def published_bounds(
 ) -> tuple[Array, Array]:
     """The two logistics between which s is said to stay: limits S* - ησ²/2 and S*. Neither is its mean.
 
-    Source: Chen et al. (2023), Sec. 6 and Fig. 5, where τ is drawn as k/N in place of the clock ηk = 3k/N.
+    Source: Chen et al. (2023), Fig. 5, where τ is drawn as k/N in place of the clock ηk = 3k/N.
     """
     return logistic(singular - soft_threshold(eta, sigma), tau, s0), logistic(singular, tau, s0)
 

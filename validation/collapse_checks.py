@@ -15,8 +15,8 @@ from validation.statistics import SIGMAS, Estimate
 
 NAME = "collapse"
 WELL = Reference(CKYG, 2023, "Fig. 1")
-NEURON = Reference(CKYG, 2023, "Theorem 5.1 and Fig. 2")
-LINEAR = Reference(CKYG, 2023, "Sec. 6 and Fig. 5")
+NEURON = Reference(CKYG, 2023, "attractivity of the origin, Fig. 2")
+LINEAR = Reference(CKYG, 2023, "Fig. 5")
 TOY = Reference(CKYG, 2023, "Fig. 3, two-unit toy")
 LARGEST = 100.0  # beyond it a χ² a degree of freedom says no more
 TAIL = float(stats.norm.sf(SIGMAS))  # one-sided false-alarm rate

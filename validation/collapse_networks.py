@@ -37,7 +37,7 @@ from validation.suite import Progress
 from validation.trained_units import Window, conv_network, departure, entries, growth_window, placed, train
 
 SUITE = "collapse"
-CKYG = Reference("Chen, Kunin, Yamamura, Ganguli", 2023, "Sec. 2, 3")
+CKYG = Reference("Chen, Kunin, Yamamura, Ganguli", 2023, "invariant sets and attractivity")
 EXACT = Reference("ours", 2026, "E ln‖x - ηg‖ over the samples")
 COUNTING = Reference("Chen, Kunin, Yamamura, Ganguli", 2023, "Fig. 3, 4")
 

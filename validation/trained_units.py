@@ -119,7 +119,7 @@ def train(
 ) -> nn.Module:  # fmt: skip
     """SGD with momentum on digits, in place; each label is another class with probability ``wrong``, fresh each time.
 
-    Source: Chen et al. (2023), Sec. 6 (label noise).
+    Source: Chen et al. (2023), on label noise.
     """
     X, y = digits()
     dtype = next(module.parameters()).dtype
