@@ -16,7 +16,7 @@ from theory import observables
 from theory.diagonal import DiagonalState
 from theory.minibatch import Minibatch
 from theory.problem import Regression
-from theory.schedule import Schedule, stack_step_sizes
+from theory.schedule import Schedule, StepSizes, stack_step_sizes
 from theory.trajectory import Probe, Recorder, Trajectory
 
 BLOCK = 1024
@@ -45,7 +45,7 @@ def standard_measurements(problem: Regression) -> dict[str, Callable[[DiagonalSt
 def sgd(
     problem: Regression,
     start: DiagonalState,
-    schedules: Sequence[Schedule],
+    schedules: Sequence[StepSizes],
     steps: int,
     *,
     seeds: Sequence[int] = range(32),
@@ -104,7 +104,7 @@ def sgd(
 def gd(
     problem: Regression,
     start: DiagonalState,
-    schedules: Sequence[Schedule],
+    schedules: Sequence[StepSizes],
     steps: int,
     *,
     update: Update | None = None,

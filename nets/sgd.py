@@ -11,7 +11,7 @@ from torch import Tensor
 from nets.sampling import Draws
 from theory.minibatch import Minibatch
 from theory.problem import Regression
-from theory.schedule import Schedule, stack_step_sizes
+from theory.schedule import StepSizes, stack_step_sizes
 from theory.trajectory import Probe, Recorder, Trajectory
 
 BLOCK = 1024
@@ -23,7 +23,7 @@ def sgd(
     model: Model,
     problem: Regression,
     start: Tensor,
-    schedules: Sequence[Schedule],
+    schedules: Sequence[StepSizes],
     steps: int,
     *,
     seeds: Sequence[int] = range(32),

@@ -15,14 +15,14 @@ from torch import Tensor
 from nets.sampling import Draws
 from theory.collapse_data import LinearTeacher
 from theory.minibatch import Minibatch
-from theory.schedule import Schedule
+from theory.schedule import StepSizes
 from theory.streams import seed_of
 
 BLOCK = 256
 
 
 def diagonal_sgd(
-    teacher: LinearTeacher, sigmas: Sequence[float], schedule: Schedule, steps: int, records: Sequence[int],
+    teacher: LinearTeacher, sigmas: Sequence[float], schedule: StepSizes, steps: int, records: Sequence[int],
     seeds: Sequence[int], root_seed: int = 0, start: float = 1.0,
 ) -> np.ndarray:  # fmt: skip
     """Singular values s = s_u s_v after the numbers of steps ``records``, shape (records, sigmas, seeds, modes).
@@ -81,7 +81,7 @@ def _advance(u, v, singular, sigmas, eta, noise):  # type: ignore[no-untyped-def
 
 
 def general_sgd(
-    X: Tensor, Y: Tensor, start: tuple[Tensor, Tensor], schedule: Schedule, steps: int, records: Sequence[int],
+    X: Tensor, Y: Tensor, start: tuple[Tensor, Tensor], schedule: StepSizes, steps: int, records: Sequence[int],
     seeds: Sequence[int], batch: Minibatch, root_seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """V and U of Ŷ = X V U after the numbers of steps ``records``, shapes (records, seeds, ...): minibatch SGD.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nets.mlp_gradient import dense_gradient
 from nets.objective import Objective
 from theory.minibatch import Minibatch
-from theory.schedule import Schedule, stack_step_sizes
+from theory.schedule import StepSizes, stack_step_sizes
 from theory.streams import named_generator
 from theory.trajectory import Probe, Recorder, Trajectory
 
@@ -78,7 +78,7 @@ class Batches:
 def train(
     objective: Objective,
     start: Tensor | TrainingState,
-    schedules: Sequence[Schedule],
+    schedules: Sequence[StepSizes],
     steps: int,
     *,
     seeds: Sequence[int] = range(8),

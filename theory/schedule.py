@@ -5,9 +5,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class StepSizes(Protocol):
+    """What every run asks of a schedule: :class:`Schedule` here, further shapes in :mod:`theory.schedule_shapes`."""
+
+    @property
+    def label(self) -> str:
+        """Short text for tables and legends."""
+
+    def step_sizes(self, steps: int) -> Tensor:
+        """η_0 … η_{N-1} of a run of N steps, shape (steps,), float64."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ def sde_time(step_sizes: Tensor) -> Tensor:
     return torch.cat([step_sizes.new_zeros(1), step_sizes.cumsum(0)])
 
 
-def stack_step_sizes(schedules: Sequence[Schedule], steps: int) -> Tensor:
+def stack_step_sizes(schedules: Sequence[StepSizes], steps: int) -> Tensor:
     """The step sizes of several schedules, shape (schedules, steps)."""
     if not schedules:
         raise ValueError("no schedule was given: pass at least one, e.g. Schedule(0.1).")
