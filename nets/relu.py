@@ -14,7 +14,7 @@ from nets.sampling import Draws
 from theory.minibatch import Minibatch
 from theory.problem import Regression
 from theory.relu_network import ReluNetwork
-from theory.schedule import StepSizes, stack_step_sizes
+from theory.schedule import Schedule, stack_step_sizes
 from theory.sparsity import active_fraction, distinct_features, feature_sparsity
 from theory.trajectory import Probe, Recorder, Trajectory
 
@@ -74,7 +74,7 @@ def sgd(
     network: ReluNetwork,
     problem: Regression,
     start: Tensor,
-    schedules: Sequence[StepSizes],
+    schedules: Sequence[Schedule],
     steps: int,
     *,
     seeds: Sequence[int] = range(32),
@@ -148,7 +148,7 @@ def gd(
     network: ReluNetwork,
     problem: Regression,
     start: Tensor,
-    schedules: Sequence[StepSizes],
+    schedules: Sequence[Schedule],
     steps: int,
     *,
     loss: LossName = "squared",
