@@ -1,4 +1,4 @@
-"""Residual networks from one block, with or without normalisation; small enough here for 8x8 grey images."""
+"""Residual blocks, with or without normalisation, and a residual network small enough for 8x8 grey images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nets.mlp import empty, init_generator
 
 Norm = Literal["none", "batch", "group"]
 Activation = Callable[[], nn.Module]
+GROUPS = 8
 
 
 class BasicBlock(nn.Module):
@@ -24,22 +25,49 @@ class BasicBlock(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, norm: Norm, activation: Activation, dtype: torch.dtype
-    ) -> None:
+        self, inputs: int, outputs: int, stride: int, norm: Norm, activation: Activation, dtype: torch.dtype,
+        groups: int = GROUPS,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv1 = convolution(inputs, outputs, 3, stride, norm, dtype)
-        self.norm1 = normalization(norm, outputs, dtype)
+        self.norm1 = normalization(norm, outputs, dtype, groups)
         self.conv2 = convolution(outputs, outputs, 3, 1, norm, dtype)
-        self.norm2 = normalization(norm, outputs, dtype)
+        self.norm2 = normalization(norm, outputs, dtype, groups)
         same = inputs == outputs and stride == 1
         self.shortcut: nn.Module = nn.Identity() if same else convolution(inputs, outputs, 1, stride, norm, dtype)
-        self.shortcut_norm: nn.Module = nn.Identity() if same else normalization(norm, outputs, dtype)
+        self.shortcut_norm: nn.Module = nn.Identity() if same else normalization(norm, outputs, dtype, groups)
         self.activation1, self.activation2 = activation(), activation()
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (n, outputs, height / stride, width / stride)."""
         inside = self.activation1(self.norm1(self.conv1(x)))
         return self.activation2(self.norm2(self.conv2(inside)) + self.shortcut_norm(self.shortcut(x)))
+
+
+class PreActivationBlock(nn.Module):
+    """x ↦ F(a) + shortcut, F = conv3x3 ∘ σ ∘ norm ∘ conv3x3 and a = σ(norm(x)).
+
+    The shortcut is x itself, or where the shape changes a 1x1 convolution of a, of x with ``raw_shortcut``.
+    Source: He, Zhang, Ren, Sun (2016), Fig. 4 (e).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, norm: Norm, activation: Activation, dtype: torch.dtype,
+        groups: int = GROUPS, raw_shortcut: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.norm1, self.activation1 = normalization(norm, inputs, dtype, groups), activation()
+        self.conv1 = convolution(inputs, outputs, 3, stride, norm, dtype)
+        self.norm2, self.activation2 = normalization(norm, outputs, dtype, groups), activation()
+        self.conv2 = convolution(outputs, outputs, 3, 1, norm, dtype)
+        self._same, self._raw = inputs == outputs and stride == 1, raw_shortcut
+        self.shortcut: nn.Module = nn.Identity() if self._same else convolution(inputs, outputs, 1, stride, norm, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (n, outputs, height / stride, width / stride)."""
+        active = self.activation1(self.norm1(x))
+        inside = self.activation2(self.norm2(self.conv1(active)))
+        return self.conv2(inside) + self.shortcut(x if self._same or self._raw else active)
 
 
 def resnet(
@@ -91,14 +119,14 @@ def convolution(inputs: int, outputs: int, size: int, stride: int, norm: Norm, d
     return empty(nn.Conv2d, inputs, outputs, size, stride=stride, padding=padding, bias=bias, dtype=dtype)
 
 
-def normalization(norm: Norm, channels: int, dtype: torch.dtype) -> nn.Module:
-    """BatchNorm, GroupNorm of at most 8 groups, or nothing."""
+def normalization(norm: Norm, channels: int, dtype: torch.dtype, groups: int = GROUPS) -> nn.Module:
+    """BatchNorm, GroupNorm of at most so many groups, or nothing."""
     if norm == "none":
         return nn.Identity()
     if norm == "batch":
         return nn.BatchNorm2d(channels, dtype=dtype)
     if norm == "group":
-        return nn.GroupNorm(math.gcd(8, channels), channels, dtype=dtype)
+        return nn.GroupNorm(math.gcd(groups, channels), channels, dtype=dtype)
     raise ValueError(f"there is no norm '{norm}': choose none, batch or group.")
 
 

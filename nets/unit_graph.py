@@ -120,12 +120,20 @@ class UnitGraph:
         for flow in flows:
             self._read(order, name, flow, part.in_features if linear else part.in_channels, linear)
         self._depth[name] = 1 + max((self._depth[f.writer] for f in flows if f.writer), default=self._deepest(flows))
-        self._inputs[name] = node.all_input_nodes[0]
+        self._inputs[name] = self._source(node.all_input_nodes[0])
         if name not in self._made:
             self._made[name] = len(self._bundles)
             self._same.append(len(self._bundles))
             self._bundles.append(_Bundle(part.out_features if linear else part.out_channels, [(order, name)]))
         return _Flow(self._made[name], "features" if linear else "channels", name)
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        """Where a value comes from before any norm, activation or pooling: a layer, a sum or the module's input."""
+        while len(node.all_input_nodes) == 1:
+            if node.op == "call_module" and isinstance(self._modules[str(node.target)], _LAYERS):
+                break
+            node = node.all_input_nodes[0]
+        return node
 
     def _deepest(self, flows: list[_Flow]) -> int:
         roots = {self._root(flow.bundle) for flow in flows}
