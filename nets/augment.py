@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nets.images import resident
 from theory.streams import named_generator
 
 
@@ -37,13 +39,19 @@ class Augmentation:
 
     def __call__(self, x: Tensor, step: int, seed: int = 0, root_seed: int = 0) -> Tensor:
         """Augmented images, shape (B, channels, height, width), on the device and in the dtype of ``x``."""
+        return self.apply(x, resident(self.draw(len(x), step, seed, root_seed), x.device))
+
+    def draw(self, n: int, step: int, seed: int = 0, root_seed: int = 0) -> np.ndarray:
+        """What happens to each of n images of one step, uniform in [0, 1): crop (2), flip, cutout (2); (5, n)."""
+        return named_generator(root_seed, "augmentation", seed, block=step).random((5, n))
+
+    def apply(self, x: Tensor, draws: Tensor) -> Tensor:
+        """The same for given draws, shape (5, B) on the device of ``x``."""
         n, _, height, width = x.shape
-        generator = named_generator(root_seed, "augmentation", seed, block=step)
-        draws = generator.random((5, n))
 
         def uniform(row: int, below: int) -> Tensor:
             """Integers in [0, below) from one row of the draws."""
-            return torch.from_numpy((draws[row] * below).astype("int64")).to(x.device)
+            return (draws[row] * below).long()
 
         if self.crop:
             padded = functional.pad(x, [self.crop] * 4)

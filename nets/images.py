@@ -77,6 +77,12 @@ class ImageSet:
         )  # fmt: skip
 
 
+def resident(values: np.ndarray, device: torch.device) -> Tensor:
+    """Numbers drawn on the CPU as a tensor on the device; the host does not wait for a GPU."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def digits(train: int = 1500, seed: int = 0, dtype: torch.dtype = torch.float64) -> ImageSet:
     """scikit-learn's 1797 handwritten digits, 8x8 grey, pixels / 16, shuffled by the stream "digits split".
 

@@ -5,16 +5,55 @@ Draws come from named streams: static ones from (root seed, set), fresh ones fro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nets.images import ImageSet
+from nets.images import ImageSet, resident
 from theory.streams import named_generator
 
 ASYMMETRIC_CIFAR10 = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 """truck → automobile, bird → airplane, deer → horse, cat ↔ dog (Patrini et al. 2017)."""
+
+
+@dataclass(frozen=True)
+class FreshNoise:
+    """Label noise drawn anew every step; static flips are a data set of their own, :func:`flip_symmetric`.
+
+    Attributes:
+        kind: ``any class`` (:func:`fresh_batch_flips`), ``different class`` (:func:`fresh_different_class`) or
+            ``gaussian`` (:func:`noisy_targets`).
+        amount: share of labels replaced, or standard deviation of the targets' noise.
+
+    Raises:
+        ValueError: an unknown kind, an amount that is not usable.
+    """
+
+    kind: Literal["any class", "different class", "gaussian"]
+    amount: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("any class", "different class", "gaussian"):
+            raise ValueError(
+                f"there is no label noise '{self.kind}': choose 'any class', 'different class' or 'gaussian'."
+            )
+        if self.kind == "gaussian":
+            _check_scale(self.amount)
+        else:
+            _check(self.amount)
+
+    def __call__(
+        self, y: Tensor, classes: int, step: int, seed: int = 0, root_seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Labels (B,) or, ``gaussian``, targets (B, classes) of one minibatch."""
+        if self.kind == "gaussian":
+            return noisy_targets(y, self.amount, classes, step, seed, root_seed, dtype)
+        flips = fresh_batch_flips if self.kind == "any class" else fresh_different_class
+        return flips(y, self.amount, classes, step, seed, root_seed)
 
 
 def flip_symmetric(images: ImageSet, share: float, root_seed: int = 0) -> ImageSet:
@@ -78,10 +117,9 @@ def noisy_targets(
 
     Source: Chen, Kunin et al. (2023), CIFAR-10 with noisy targets.
     """
-    if not 0 <= scale < float("inf"):
-        raise ValueError(f"label noise {scale} is not usable: choose a number >= 0.")
+    _check_scale(scale)
     generator = named_generator(root_seed, "noisy targets", seed, block=step)
-    noise = torch.from_numpy(generator.standard_normal((len(y), classes))).to(device=y.device, dtype=dtype)
+    noise = resident(generator.standard_normal((len(y), classes)), y.device).to(dtype)
     return functional.one_hot(y, classes).to(dtype) + scale * noise
 
 
@@ -97,8 +135,13 @@ def _check(share: float) -> None:
         raise ValueError(f"a share {share} of labels cannot be changed: choose a number from 0 to 1.")
 
 
+def _check_scale(scale: float) -> None:
+    if not 0 <= scale < float("inf"):
+        raise ValueError(f"label noise {scale} is not usable: choose a number >= 0.")
+
+
 def _to(values: np.ndarray, y: Tensor) -> Tensor:
-    return torch.from_numpy(np.asarray(values)).to(y)
+    return resident(values, y.device).to(y.dtype)
 
 
 def _with_labels(images: ImageSet, y: Tensor) -> ImageSet:

@@ -18,23 +18,30 @@ from torch.nn.modules.dropout import _DropoutNd
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss per sample: ``values(outputs (n, classes), labels (n,) int64)`` of shape (n,)."""
+    """A loss per sample: ``values(outputs (n, classes), labels (n,) int64)`` of shape (n,).
+
+    The two below also take targets of shape (n, classes) in place of labels, e.g. noisy or soft ones.
+    """
 
     name: str
     values: Callable[[Tensor, Tensor], Tensor]
 
 
 def _squared(outputs: Tensor, labels: Tensor) -> Tensor:
-    target = nn.functional.one_hot(labels, outputs.shape[-1]).to(outputs)
+    soft = labels.is_floating_point()
+    target = labels.to(outputs) if soft else nn.functional.one_hot(labels, outputs.shape[-1]).to(outputs)
     return (outputs - target).square().sum(-1) / 2
 
 
 def _cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    return -nn.functional.log_softmax(outputs, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    logs = nn.functional.log_softmax(outputs, -1)
+    if labels.is_floating_point():
+        return -(labels.to(logs) * logs).sum(-1)
+    return -logs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 SQUARED = Loss("squared", _squared)  # ½‖h(x) - onehot(y)‖²
-CROSS_ENTROPY = Loss("cross-entropy", _cross_entropy)
+CROSS_ENTROPY = Loss("cross-entropy", _cross_entropy)  # -Σ_c y_c ln softmax(h(x))_c
 
 
 class FlatNet:

@@ -23,13 +23,16 @@ Gradients = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Epochs:
     """Minibatches of a fresh random order of the data every epoch, a pure function of (root seed, seed, step).
 
+    With ``drop_rest`` the last n mod B samples of each order are left out, as data loaders' ``drop_last`` does.
+
     Raises:
-        ValueError: a batch size that does not divide n.
+        ValueError: a batch size that does not divide n; with ``drop_rest``, one above n.
     """
 
-    def __init__(self, n: int, size: int, seeds: Sequence[int], root_seed: int = 0) -> None:
-        if size < 1 or n % size:
-            raise ValueError(f"{n} samples cannot be dealt into batches of {size}: choose a divisor of {n}.")
+    def __init__(self, n: int, size: int, seeds: Sequence[int], root_seed: int = 0, drop_rest: bool = False) -> None:
+        if not 1 <= size <= n or (n % size and not drop_rest):
+            choice = f"1 to {n}" if drop_rest else f"a divisor of {n}"
+            raise ValueError(f"{n} samples cannot be dealt into batches of {size}: choose {choice}.")
         self._n, self._size, self._seeds, self._root = n, size, list(seeds), root_seed
         self.batches = n // size
         self._epoch, self._order = -1, torch.empty(0)
