@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from validation import sweep as module
+from validation import workers as module
 from validation.cli import main
 from validation.run_directory import MARK, load, run_name
 from validation.settings import RunSettings, SettingsError
-from validation.sweep import CellResult, cells, expand, run_cell, sweep
+from validation.sweep import cells, expand, sweep
+from validation.workers import Task, TaskResult, run_task, workers_for
 
 CPU = torch.device("cpu")
 COMMON = {"seeds": 3}
@@ -40,7 +41,7 @@ def reference(tmp_path_factory):
     settings = cells("stabilization", COMMON, SWEPT, None)
     assert len(settings) == 6
     for cell in settings:
-        assert run_cell(str(root), "stabilization", cell, "cpu", False).fault == ""
+        assert run_task(Task(str(root), "stabilization", cell, "cpu")).fault == ""
     return results(root)
 
 
@@ -117,14 +118,14 @@ class Killer:
             if number == 1 and self.left:
                 self.left -= 1
                 raise BrokenProcessPool
-            yield number, CellResult(str(number), True, "")
+            yield number, TaskResult(str(number), True)
 
 
 def test_killed_workers_are_tried_again_and_in_the_end_given_up(tmp_path, monkeypatch):
     settings = cells("stabilization", COMMON, {"spread": "0.02,0.04,0.06"}, None)
-    monkeypatch.setattr(module, "_joblib", Killer(2))
+    monkeypatch.setattr(module, "_local", Killer(2))
     assert [r.fault for r in sweep(tmp_path, "stabilization", settings, CPU, mode="quiet")] == ["", "", ""]
-    monkeypatch.setattr(module, "_joblib", Killer(99))
+    monkeypatch.setattr(module, "_local", Killer(99))
     faults = [r.fault for r in sweep(tmp_path, "stabilization", settings, CPU, mode="quiet")]
     assert faults[0] == ""
     assert "killed" in faults[1]

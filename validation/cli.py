@@ -11,7 +11,7 @@ from validation.explore import EXPLORATIONS
 from validation.explore import explore as explore_model
 from validation.options import Parser, add_options, add_sweep_options, presets, settings_from, to_toml, unknown
 from validation.settings import RunSettings, SettingsError
-from validation.suite import SUITES, Progress, estimate
+from validation.suite import SUITES
 
 COMMANDS = ("list", "validate", "sweep", "figures", "report", "explore")
 
@@ -101,6 +101,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     for one in (validate, *(parsers[f"sweep {name}"] for name in SUITES)):
         one.add_argument("--fresh", action="store_true", help="run again what is done; earlier results are kept")
         one.add_argument("--quiet", action="store_true", help="no progress, no table: counts only")
+        one.add_argument("--workers", type=int, default=0, metavar="N", help="processes side by side, 0 for one a core")
         one.add_argument("--log", choices=("text", "json"), default="text", help="progress as text or as JSON lines")
     figures = parsers["figures"] = command(
         "figures", "draw figures from saved results, with their data",
@@ -140,7 +141,7 @@ def _mode(given: dict[str, Any]) -> str:
 
 def _validate(given: dict[str, Any]) -> int:
     mode, fresh, show = _mode(given), given.pop("fresh"), given.pop("print_config")
-    config, preset = given.pop("config"), given.pop("preset")
+    config, preset, workers = given.pop("config"), given.pop("preset"), given.pop("workers")
     given["suites"] = given["suites"] or None
     settings = settings_from(given, config, preset=preset)
     for name in settings.suites:
@@ -151,9 +152,7 @@ def _validate(given: dict[str, Any]) -> int:
         return 0
     from validation import commands
 
-    if mode != "quiet":
-        Progress(mode).say(estimate(settings))
-    return commands.validate(settings, mode, fresh)
+    return commands.validate(settings, mode, fresh, workers)
 
 
 def _sweep(given: dict[str, Any]) -> int:

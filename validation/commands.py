@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,33 +15,38 @@ from validation.check import Check, Verdict, check_from_row
 from validation.gallery import figures_of, gallery, write_figure
 from validation.options import unknown
 from validation.report import comparison, table, write_report
-from validation.run_directory import MARK, DamagedError, Saved, load, run_or_load
+from validation.run_directory import MARK, DamagedError, Saved, load
 from validation.settings import RunSettings, SettingsError
-from validation.suite import SUITES, Progress
+from validation.suite import COST, SUITES, Progress, estimate
 from validation.sweep import cells
 from validation.sweep import sweep as run_sweep
+from validation.workers import Task, TaskResult, cores, run_tasks, workers_for
 
 
-def validate(settings: RunSettings, mode: str, fresh: bool) -> int:
-    """Run suites, or find them done, and write the report of them all."""
-    device, runs = _device(settings.device), []
+def validate(settings: RunSettings, mode: str, fresh: bool, workers: int = 0) -> int:
+    """Run suites side by side, or find them done, and write the report of them all; status 3 when some failed."""
+    device, started = _device(settings.device), time.perf_counter()
     root = store.prepare(settings.out)
-    for name in settings.suites or tuple(SUITES):
-        Progress(mode).say(f"{name}: {SUITES[name]}")
-        saved, ran = _run(root, name, settings, device, mode, fresh)
-        if not ran:
-            Progress(mode).say(f"  done before, in {saved.folder} (--fresh runs it again)")
-        runs.append(saved)
-    _write(root, runs)
-    checks = [check for run in runs for check in run.checks]
+    runs = _runs(root, settings.suites or tuple(SUITES), settings, device, mode, fresh, workers)
+    found = [run for run in runs if isinstance(run, Saved)]
+    failed = [run for run in runs if isinstance(run, TaskResult)]
+    if found:
+        _write(root, found)
+    checks = [check for run in found for check in run.checks]
     if mode == "text":
         print(table(checks))
     unexpected = [check for check in checks if not check.as_expected]
     counts = ", ".join(f"{sum(check.verdict == verdict for check in checks)} {verdict.value}" for verdict in Verdict)
-    seconds = sum(run.origin["seconds"] for run in runs)
-    print(f"{len(checks)} checks in {seconds:.0f} s: {counts}; {len(unexpected)} not as expected.")
-    print(f"report: {root / 'report.html'}")
-    return 1 if unexpected else 0
+    seconds = sum(run.origin["seconds"] for run in found)
+    print(
+        f"{len(checks)} checks in {time.perf_counter() - started:.0f} s ({seconds:.0f} s of runs): {counts}; "
+        f"{len(unexpected)} not as expected."
+    )
+    for result in failed:
+        print(f"failed: {result.name}: {result.fault}")
+    if found:
+        print(f"report: {root / 'report.html'}")
+    return 3 if failed else int(bool(unexpected))
 
 
 def sweep(
@@ -53,6 +59,9 @@ def sweep(
     swept = {name: text for name, text in given.items() if name not in whole and text is not None}
     settings = cells(suite, common, swept, config)
     device, root = _device(settings[0].device), store.prepare(settings[0].out)
+    side_by_side = workers_for(workers, [suite] * len(settings), device)
+    if engine == "local":
+        Progress(mode).say(estimate([suite] * len(settings), settings[0].replicates, side_by_side))
     results = run_sweep(
         root, suite, settings, device, engine=engine, workers=workers, mode=mode, fresh=fresh, scheduler=scheduler
     )
@@ -111,15 +120,32 @@ def report(run: str, against: str | None, out: str | None) -> int:
     return 0
 
 
-def _run(
-    root: Path, name: str, settings: RunSettings, device: torch.device, mode: str, fresh: bool
-) -> tuple[Saved, bool]:
-    try:
-        return run_or_load(root, name, settings, device, mode=mode, fresh=fresh)
-    except torch.OutOfMemoryError as fault:
-        raise SettingsError(f"suite {name} ran out of memory on {device}: choose fewer --seeds.") from fault
-    except ValueError as fault:
-        raise fault if isinstance(fault, SettingsError) else SettingsError(str(fault)) from fault
+def _runs(
+    root: Path, suites: Sequence[str], settings: RunSettings, device: torch.device, mode: str, fresh: bool, workers: int
+) -> list[Saved | TaskResult]:
+    """The suites' runs in the order given, made side by side with the longest first; how it failed where one did.
+
+    Raises:
+        SettingsError: settings that a suite cannot use; the others are stopped.
+    """
+    ordered = sorted(dict.fromkeys(suites), key=lambda name: -COST[name][0])
+    workers = workers_for(workers, ordered, device)
+    shown, threads = "lines" if workers > 1 and mode == "text" else mode, max(cores() // workers, 1)
+    tasks = [
+        Task(str(root), name, settings, device.type, fresh, shown, wait=False, threads=threads) for name in ordered
+    ]
+    Progress(mode).say(estimate(ordered, settings.replicates, workers))
+    ended: list[str] = []
+
+    def told(number: int, result: TaskResult) -> None:
+        if result.misused:
+            raise SettingsError(result.fault)
+        ended.append(ordered[number])
+        if shown == "lines":
+            Progress(shown).say(f"{ended[-1]}: {'failed' if result.fault else 'done'}, {len(ended)} of {len(ordered)}")
+
+    results = dict(zip(ordered, run_tasks(tasks, workers=workers, told=told), strict=True))
+    return [results[name] if results[name].fault else load(root / results[name].name) for name in dict.fromkeys(suites)]
 
 
 def _write(root: Path, runs: Sequence[Saved]) -> None:
@@ -172,7 +198,12 @@ def _found(source: str, suites: set[str]) -> dict[str, Saved]:
 def _quick(suites: set[str]) -> dict[str, Saved]:
     settings = RunSettings()
     root, device = store.prepare(settings.out), _device(settings.device)
-    return {name: _run(root, name, settings, device, "text", False)[0] for name in SUITES if name in suites}
+    names = [name for name in SUITES if name in suites]
+    found = dict(zip(names, _runs(root, names, settings, device, "text", False, 0), strict=True))
+    for name, run in found.items():
+        if isinstance(run, TaskResult):
+            raise SettingsError(f"suite {name} failed ({run.fault}): its figures need it.")
+    return {name: run for name, run in found.items() if isinstance(run, Saved)}
 
 
 def _checks(folder: str) -> list[Check]:

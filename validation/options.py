@@ -57,7 +57,6 @@ def add_sweep_options(parser: argparse.ArgumentParser, suite: str) -> None:
             parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=field.metadata["help"])
     parser.add_argument("--config", metavar="FILE", help="TOML or YAML file with settings common to all cells")
     parser.add_argument("--engine", choices=("local", "dask", "slurm"), default="local", help="who runs the cells")
-    parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one a core")
     parser.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a running dask cluster")
 
 

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,10 +90,10 @@ def run_or_load(
         SettingsError: another process works on it, or nothing can be written there.
     """
     folder = root / run_name(suite, settings, device)
-    with _writing(folder):
+    with store.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, wait):
-        with _writing(folder):
+        with store.writing(folder):
             reason = "asked to run again" if fresh and (folder / MARK).exists() else _unfit(folder)
             if reason is None:
                 return load(folder), False
@@ -107,7 +106,7 @@ def run_or_load(
         outcome = run_suite(suite, settings, device, progress)
         progress.close()
         origin = store.provenance(dataclasses.asdict(settings), device, time.perf_counter() - started)
-        with _writing(folder), _uninterrupted():
+        with store.writing(folder), store.uninterrupted():
             _save(folder, outcome, origin | {"code": code_digest(), "format": FORMAT})
         return load(folder), True
 
@@ -186,26 +185,3 @@ def _locked(folder: Path, wait: bool) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Say in one sentence when a folder cannot be written to."""
-    try:
-        yield
-    except OSError as fault:
-        raise SettingsError(
-            f"the results could not be written to '{folder}' ({fault.strerror or fault}): free room there or choose "
-            "--out; earlier results are as they were."
-        ) from fault
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the block is done."""
-    held = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -10,9 +10,11 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,6 +125,39 @@ def replacing(target: Path, suffix: str = "") -> Iterator[str]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in one sentence when a run's folder cannot be written to."""
+    try:
+        yield
+    except OSError as fault:
+        raise SettingsError(
+            f"the results could not be written to '{folder}' ({fault.strerror or fault}): free room there or choose "
+            "--out; earlier results are as they were."
+        ) from fault
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block is done.
+
+    Handlers are replaced rather than signals blocked: another thread of the process would take a blocked signal.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread alone
+        return
+    held = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: came.append(number)) for number in held]
+    try:
+        yield
+    finally:
+        for number, handler in zip(held, before, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _finite(value: Any) -> Any:

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,16 +34,20 @@ COST = {
     "collapse": (40, 900),
     "relu": (50, 700),
 }
-"""Seconds on two cores and MiB at quick size."""
+"""Seconds on one core and MiB at quick size."""
 
 
-def estimate(settings: RunSettings) -> str:
-    """A sentence on how long a run at default lengths takes on two cores and how much memory it needs."""
-    scale = settings.replicates / 32
-    costs = [COST.get(name, (30, 800)) for name in settings.suites or tuple(SUITES)]
-    seconds, memory = scale * sum(cost[0] for cost in costs), max(max(scale, 1) * cost[1] for cost in costs)
-    length = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return f"about {length} on two cores and {memory / 1024:.1f} GiB, unless done before"
+def estimate(suites: Sequence[str], replicates: int, workers: int) -> str:
+    """A sentence on how long suites of default lengths take side by side, the longest first, and their memory."""
+    scale = replicates / 32
+    costs = sorted((COST.get(name, (60, 900)) for name in suites), reverse=True)
+    busy = [0.0] * workers
+    for seconds, _ in costs:
+        busy[busy.index(min(busy))] += scale * seconds
+    memory = sum(sorted((max(scale, 1) * mebibytes for _, mebibytes in costs), reverse=True)[:workers]) / 1024
+    length = f"{max(busy):.0f} s" if max(busy) < 120 else f"{max(busy) / 60:.0f} min"
+    share = f"{workers} workers" if workers > 1 else "one worker"
+    return f"about {length} on {share} and {memory:.1f} GiB at default lengths, unless done before"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +68,8 @@ class Progress:
     """Says on standard error what is running and how long it took, and keeps a log of it.
 
     Args:
-        mode: ``text`` for people, ``json`` for a line of JSON an event, ``quiet`` for nothing.
+        mode: ``text`` for people, ``lines`` the same for several suites at once (a stage is a whole line, written when
+            it ends), ``json`` for a line of JSON an event, ``quiet`` for nothing.
         log: file that receives a line of JSON for every stage that ends.
         suite: named in the log.
     """
@@ -89,6 +95,8 @@ class Progress:
         line = json.dumps(event | {"seconds": round(seconds, 3)}, ensure_ascii=False)
         if self._mode == "text":
             print(f" {seconds:.1f} s", file=sys.stderr, flush=True)
+        elif self._mode == "lines":
+            print(f"  {self._suite:14s} {self._label}: {seconds:.1f} s", file=sys.stderr, flush=True)
         elif self._mode == "json":
             print(line, file=sys.stderr, flush=True)
         if self._log is not None:
@@ -98,7 +106,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A sentence between stages."""
-        if self._mode == "text":
+        if self._mode in ("text", "lines"):
             print(message, file=sys.stderr, flush=True)
         elif self._mode == "json":
             print(json.dumps({"message": message}, ensure_ascii=False), file=sys.stderr, flush=True)
