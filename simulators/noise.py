@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from simulators.normals import fill_rows, normals_key
+from simulators.normals_torch import normal_rows
 
-TOGETHER = 1 << 18  # normals held at once; how many steps that makes has no effect on their values
+TOGETHER, TOGETHER_ON_GPU = 1 << 18, 1 << 22  # normals held at once, which has no effect on their values
 
 
 class BrownianIncrements:
@@ -23,7 +24,8 @@ class BrownianIncrements:
         paths, channels: shape of one increment.
         refine: the increment of a step is the sum of ``refine`` consecutive fine increments over √refine, so runs
             with steps h (``refine=2m``) and h/2 (``refine=m``) see the same Brownian path.
-        dtype, device: of the returned tensors. The numbers are drawn on the CPU in float64 and moved in blocks.
+        dtype, device: of the returned tensors. The numbers are drawn on the device in float64, from the same counters
+            on every device, and rounded to the dtype; devices differ by the rounding of ln, sin and cos.
 
     Attributes:
         key: of the rows of :mod:`simulators.normals`; fine step k of path p, channel c is number p·channels + c of
@@ -46,8 +48,9 @@ class BrownianIncrements:
             )
         self.seed, self.paths, self.channels, self.refine = seed, paths, channels, refine
         self.key = normals_key(seed, stream)
-        self._dtype, self._device = dtype, device
-        self._steps = max(TOGETHER // (paths * channels), 1)
+        self._dtype, self._device = dtype, torch.device(device)
+        together = TOGETHER if self._device.type == "cpu" else TOGETHER_ON_GPU
+        self._steps = max(together // (paths * channels), 1)
         self._first, self._block = 0, torch.empty(0)
 
     def __call__(self, step: int) -> Tensor:
@@ -62,8 +65,14 @@ class BrownianIncrements:
 
     def _fine(self, step: int) -> Tensor:
         if not self._first <= step < self._first + len(self._block):
-            drawn = np.empty((self._steps, self.paths * self.channels))
-            fill_rows(self.key, step, drawn)
-            block = torch.from_numpy(drawn).view(self._steps, self.paths, self.channels)
-            self._first, self._block = step, block.to(device=self._device, dtype=self._dtype)
+            block = self._rows(step).view(self._steps, self.paths, self.channels)
+            self._first, self._block = step, block.to(self._dtype)
         return self._block[step - self._first]
+
+    def _rows(self, step: int) -> Tensor:
+        numbers = self.paths * self.channels
+        if self._device.type != "cpu":
+            return normal_rows(self.key, step, self._steps, numbers, self._device)
+        drawn = np.empty((self._steps, numbers))
+        fill_rows(self.key, step, drawn)
+        return torch.from_numpy(drawn)

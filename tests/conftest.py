@@ -1,7 +1,13 @@
 """Shared fixtures: small problems, float64, nothing from outside the repository."""
 
+import importlib.util
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from theory.problem import Regression, gaussian_sparse
 
@@ -9,6 +15,13 @@ from theory.problem import Regression, gaussian_sparse
 @pytest.fixture
 def small() -> Regression:
     return gaussian_sparse(8, 12, 3, n_test=20)
+
+
+@pytest.fixture
+def triton_kernels() -> None:
+    """Triton kernels run: on a CUDA device, or on the CPU in Triton's interpreter."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed: pip install triton")
 
 
 @pytest.fixture(autouse=True)

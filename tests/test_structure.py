@@ -16,7 +16,7 @@ MAY_IMPORT = {
 VOCABULARY = {
     "theory", "theory.problem", "theory.schedule", "theory.trajectory", "theory.observables", "theory.minibatch",
     "theory.diagonal", "theory.streams", "theory.relu_network", "theory.relu_init", "theory.relu_problems",
-    "theory.relu_published", "theory.sparsity", "theory.collapse_data",
+    "theory.relu_published", "theory.sparsity", "theory.collapse_data", "theory.device", "theory.independent_neurons",
 }  # fmt: skip
 
 

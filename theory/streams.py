@@ -12,9 +12,13 @@ def named_generator(seed: int, *names: str | int, block: int = 0) -> np.random.G
 
     Different names give independent streams; different blocks give disjoint parts of one stream.
     """
+    return np.random.Generator(np.random.Philox(key=stream_key(seed, *names), counter=[0, 0, block, 0]))
+
+
+def stream_key(seed: int, *names: str | int) -> np.ndarray:
+    """The Philox key of a named stream, two uint64."""
     digest = hashlib.sha256(repr((int(seed), *names)).encode()).digest()
-    key = np.frombuffer(digest[:16], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, block, 0]))
+    return np.frombuffer(digest[:16], dtype=np.uint64)
 
 
 def seed_of(*names: str | int) -> int:
