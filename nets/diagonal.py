@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nets.diagonal_torch import LiteralEngine, MultiplicativeEngine
+from nets.diagonal_torch import Engine, LiteralEngine, MultiplicativeEngine
 from nets.sampling import Draws
 from nets.update import Update
 from theory import observables
@@ -20,6 +21,7 @@ from theory.schedule import Schedule, StepSizes, stack_step_sizes
 from theory.trajectory import Probe, Recorder, Trajectory
 
 BLOCK = 1024
+SEEN_BYTES = 2**21  # of recorded states that are kept until they are measured together
 EngineName = Literal["auto", "compiled", "multiplicative", "literal"]
 
 
@@ -31,13 +33,19 @@ def initial_state(problem: Regression, u0: float | Tensor = 0.1, v0: float | Ten
 
 
 def standard_measurements(problem: Regression) -> dict[str, Callable[[DiagonalState], Tensor]]:
-    """Train and test loss, ℓ1, ℓ0, mean ln α and balancedness, by the names used in results."""
+    """Train and test loss, ℓ1, ℓ0, mean ln α and balancedness, by the names used in results.
+
+    All take states with any leading axes, so that a :class:`~theory.trajectory.Probe` may have them ``at_once``.
+    """
+    train_loss, test_loss = (
+        observables.HalfMSE(*data) for data in ((problem.X, problem.y), (problem.X_test, problem.y_test))
+    )
     return {
-        "train loss": lambda state: observables.half_mse(state.w, problem.X, problem.y),
-        "test loss": lambda state: observables.half_mse(state.w, problem.X_test, problem.y_test),
+        "train loss": lambda state: train_loss(state.w),
+        "test loss": lambda state: test_loss(state.w),
         "l1": lambda state: observables.l1_norm(state.w),
         "l0": lambda state: observables.support_size(state.w),
-        "ln alpha": lambda state: state.log_alpha.mean(-1),
+        "ln alpha": lambda state: state.mean_log_alpha,
         "balancedness": lambda state: observables.balancedness(state.u, state.v),
     }
 
@@ -84,19 +92,24 @@ def sgd(
     draws = Draws(problem.n, batch, seeds, steps, root_seed, update.label_noise, indices)
     runner = _engine(engine, problem, start.expand(len(schedules), len(seeds)), update)
     shape = (len(schedules), len(seeds))
-    stops = sorted({*recorder.stops, *range(0, steps, BLOCK), steps})
-    index, shift, block_start = np.empty((0, 0, 0), dtype=np.int32), np.empty((0, 0, 0)), 0
-    for begin, end in zip(stops, [*stops[1:], steps], strict=True):
-        recorder.record(begin, _shaped(runner.state(), shape))
-        if begin % BLOCK == 0 and begin < steps:
-            block_start = begin
-            index, shift = draws.block(begin, min(BLOCK, steps - begin))
-        if end > begin:
-            cut = slice(begin - block_start, end - block_start)
-            part = np.ascontiguousarray(index[:, cut])
-            runner.advance(part, np.ascontiguousarray(shift[:, cut]), np.ascontiguousarray(eta[:, begin:end]), begin)
-        if progress:
-            progress(end)
+    records = np.array([stop for stop in recorder.stops if stop < steps], dtype=np.int64)
+    most = max(1, SEEN_BYTES // (24 * runner.state().a.numel()))
+    for begin in range(0, steps, BLOCK):
+        length = min(BLOCK, steps - begin)
+        index, shift = draws.block(begin, length)
+        at = records[(records >= begin) & (records < begin + length)] - begin
+        for first, last in itertools.pairwise([0, *at[most::most].tolist(), length]):
+            now = begin + first
+            draw = np.ascontiguousarray(index[:, first:last]), np.ascontiguousarray(shift[:, first:last])
+            sizes, inside = np.ascontiguousarray(eta[:, now : begin + last]), at[(at >= first) & (at < last)] - first
+            if len(inside):
+                seen = runner.visit(*draw, sizes, now, inside)
+                recorder.record_several((now + inside).tolist(), _shaped(seen, (len(inside), *shape)))
+            else:
+                runner.advance(*draw, sizes, now)
+            if progress:
+                progress(begin + last)
+    recorder.record(steps, _shaped(runner.state(), shape))
     bad = runner.bad.reshape(shape)
     return Trajectory(recorder.series(bad), _shaped(runner.state(), shape), bad, ("schedule", "seed"))
 
@@ -130,7 +143,7 @@ def valley_projection(
     return _shaped(below, batch)
 
 
-def _engine(name: EngineName, problem: Regression, start: DiagonalState, update: Update):  # type: ignore[no-untyped-def]
+def _engine(name: EngineName, problem: Regression, start: DiagonalState, update: Update) -> Engine:
     flat = DiagonalState(*(p.flatten(0, -2).clone() for p in (start.a, start.b, start.a_exponent, start.b_exponent)))
     compilable = problem.X.device.type == "cpu" and problem.X.dtype == torch.float64
     if name == "auto":

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from nets.diagonal_torch import visit_in_pieces
 from theory.diagonal import DiagonalState
 from theory.problem import Regression
 
@@ -30,16 +31,30 @@ class CompiledEngine:
 
     def advance(self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int) -> None:
         """Take the steps of one block: index and shift (seeds, steps, B), eta (schedules, steps)."""
-        if index.shape[2] == 1 and not self._averaging:
-            _advance_single(
-                self._a, self._b, self._a_exp, self._b_exp, self._X, self._y, index[:, :, 0], shift, eta,
-                self._weight_decay, self.first_bad_step, first_step,
-            )  # fmt: skip
+        if self._single(index):
+            self.visit(index, shift, eta, first_step, np.empty(0, dtype=np.int64))
             return
         _advance(
             self._a, self._b, self._a_exp, self._b_exp, self._average, self._X, self._y, index, shift, eta,
             self._weight_decay, self._averaging, self.first_bad_step, first_step,
         )  # fmt: skip
+
+    def visit(
+        self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int, at: np.ndarray
+    ) -> DiagonalState:
+        """The same, and the states before the steps ``at`` of the block, (len(at), replicates, d)."""
+        if not self._single(index):
+            return visit_in_pieces(self, index, shift, eta, first_step, at)
+        shape = (len(at), *self._a.shape)
+        seen = (np.empty(shape), np.empty(shape), np.empty(shape, np.int32), np.empty(shape, np.int32))
+        _advance_single(
+            self._a, self._b, self._a_exp, self._b_exp, self._X, self._y, index[:, :, 0], shift, eta,
+            self._weight_decay, self.first_bad_step, first_step, at, *seen,
+        )  # fmt: skip
+        return DiagonalState(*(torch.from_numpy(part) for part in seen))
+
+    def _single(self, index: np.ndarray) -> bool:
+        return index.shape[2] == 1 and not self._averaging
 
     def state(self) -> DiagonalState:
         """The current states (a view), or their running average when one is kept."""
@@ -54,45 +69,70 @@ class CompiledEngine:
         return torch.from_numpy(self.first_bad_step)
 
 
-@njit(parallel=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
-def _advance_single(a, b, a_exp, b_exp, X, y, index, shift, eta, weight_decay, first_bad_step, first_step):  # type: ignore[no-untyped-def]
+@njit(cache=True, inline="always")
+def _sweep(a, b, x, following, pull):  # type: ignore[no-untyped-def]
+    """One step of size ``pull`` along ``x``, and 4⟨w, following⟩ after it, in one pass over the state."""
+    r = 0.0
+    for j in range(len(a)):
+        step = pull * x[j]
+        a_j, b_j = a[j] - a[j] * step, b[j] + b[j] * step
+        a[j], b[j] = a_j, b_j
+        r += following[j] * (a_j * a_j - b_j * b_j)
+    return r
+
+
+@njit(cache=True, inline="always")
+def _sweep_scaled(a, b, a_unit, b_unit, x, following, pull, decay):  # type: ignore[no-untyped-def]
+    """The same with weight decay, where a² enters w as a_unit · mantissa²."""
+    r = 0.0
+    for j in range(len(a)):
+        step = pull * x[j]
+        a_j, b_j = a[j] - a[j] * (step + decay), b[j] + b[j] * (step - decay)
+        a[j], b[j] = a_j, b_j
+        r += following[j] * (a_unit[j] * a_j * a_j - b_unit[j] * b_j * b_j)
+    return r
+
+
+@njit(parallel=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy", cache=True)
+def _advance_single(  # type: ignore[no-untyped-def]
+    a, b, a_exp, b_exp, X, y, index, shift, eta, weight_decay, first_bad_step, first_step,
+    at, seen_a, seen_b, seen_a_exp, seen_b_exp,
+):  # fmt: skip
     """One sample a step: the update and the next sample's residual in one pass over the state."""
     replicates, d = a.shape
     seeds, steps = index.shape
     for rep in prange(replicates):
-        if first_bad_step[rep] >= 0 or steps == 0:
-            continue
         a_r, b_r, schedule, seed = a[rep], b[rep], rep // seeds, rep % seeds
-        a_unit, b_unit = np.empty(d), np.empty(d)  # a² enters w as a_unit · mantissa²
-        plain = True  # no exponent is needed
+        a_unit, b_unit = np.empty(d), np.empty(d)
+        plain, taken, r = weight_decay == 0.0, 0, 0.0  # plain: neither exponents nor weight decay
         for j in range(d):
             a_unit[j], b_unit[j] = 2.0 ** (2.0 * a_exp[rep, j]), 2.0 ** (2.0 * b_exp[rep, j])
             plain = plain and a_exp[rep, j] == 0 and b_exp[rep, j] == 0
-        r, pull, decay, x = 0.0, 0.0, 0.0, X[index[seed, 0]]
-        for k in range(-1, steps):  # a pass that changes nothing finds the first residual, with the same rounding
-            if k >= 0:
-                r = 0.25 * r - y[index[seed, k]]
-                if shift.shape[0] > 0:
-                    r -= shift[seed, k, 0]
-                if not (abs(r) < OVERFLOW):
-                    first_bad_step[rep] = first_step + k
+        if first_bad_step[rep] < 0 and steps > 0:  # a pass that changes nothing finds the first residual
+            x = X[index[seed, 0]]
+            r = _sweep(a_r, b_r, x, x, 0.0) if plain else _sweep_scaled(a_r, b_r, a_unit, b_unit, x, x, 0.0, 0.0)
+        for k in range(steps):
+            if taken < len(at) and at[taken] == k:
+                seen_a[taken, rep], seen_b[taken, rep] = a_r, b_r
+                seen_a_exp[taken, rep], seen_b_exp[taken, rep] = a_exp[rep], b_exp[rep]
+                taken += 1
+            if first_bad_step[rep] >= 0:
+                if taken == len(at):
                     break
-                pull, decay, x = eta[schedule, k] * r, weight_decay, X[index[seed, k]]
-            following, r = X[index[seed, min(k + 1, steps - 1)]], 0.0
+                continue
+            r = 0.25 * r - y[index[seed, k]]
+            if shift.shape[0] > 0:
+                r -= shift[seed, k, 0]
+            if not (abs(r) < OVERFLOW):
+                first_bad_step[rep] = first_step + k
+                continue
+            pull, x, following = eta[schedule, k] * r, X[index[seed, k]], X[index[seed, min(k + 1, steps - 1)]]
             if plain:
-                for j in range(d):
-                    step = pull * x[j]
-                    a_j, b_j = a_r[j] - a_r[j] * (step + decay), b_r[j] + b_r[j] * (step - decay)
-                    a_r[j], b_r[j] = a_j, b_j
-                    r += following[j] * (a_j * a_j - b_j * b_j)
+                r = _sweep(a_r, b_r, x, following, pull)
             else:
-                for j in range(d):
-                    step = pull * x[j]
-                    a_j, b_j = a_r[j] - a_r[j] * (step + decay), b_r[j] + b_r[j] * (step - decay)
-                    a_r[j], b_r[j] = a_j, b_j
-                    r += following[j] * (a_unit[j] * a_j * a_j - b_unit[j] * b_j * b_j)
-            if k >= 0 and (first_step + k + 1) % RENORMALIZE_EVERY == 0:
-                plain = True
+                r = _sweep_scaled(a_r, b_r, a_unit, b_unit, x, following, pull, weight_decay)
+            if (first_step + k + 1) % RENORMALIZE_EVERY == 0:
+                plain = weight_decay == 0.0
                 for j in range(d):
                     if a_exp[rep, j] != 0 or abs(a_r[j]) < TINY:
                         a_r[j], a_exp[rep, j] = _renormalize(a_r[j], a_exp[rep, j])

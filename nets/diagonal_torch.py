@@ -6,6 +6,9 @@ is the readable twin of the compiled loop; :class:`LiteralEngine` is the recursi
 
 from __future__ import annotations
 
+import itertools
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +20,41 @@ from theory.problem import Regression
 OVERFLOW = 1e100
 RENORMALIZE_EVERY = 64
 TINY, HUGE, SHIFT = 2.0**-256, 2.0**64, 256
+
+
+class Engine(Protocol):
+    """What takes the steps: a flat batch of replicates, schedule by schedule, advanced block by block."""
+
+    @property
+    def bad(self) -> Tensor:
+        """Each replicate's first bad step, -1 where there was none, (replicates,)."""
+
+    def state(self) -> DiagonalState:
+        """The current states, (replicates, d)."""
+
+    def advance(self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int) -> None:
+        """Take the steps of one block: index and shift (seeds, steps, B), eta (schedules, steps)."""
+
+    def visit(
+        self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int, at: np.ndarray
+    ) -> DiagonalState:
+        """The same, and the states before the steps ``at`` of the block, (len(at), replicates, d)."""
+
+
+def visit_in_pieces(
+    engine: Engine, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int, at: np.ndarray
+) -> DiagonalState:
+    """:meth:`Engine.visit` by advancing from one wanted state to the next."""
+    seen: list[list[Tensor]] = []
+    stops = [0, *at.tolist(), index.shape[1]]
+    for begin, end in itertools.pairwise(stops):
+        if end > begin:
+            draw, shifts, sizes = (np.ascontiguousarray(block[:, begin:end]) for block in (index, shift, eta))
+            engine.advance(draw, shifts, sizes, first_step + begin)
+        if len(seen) < len(at):
+            s = engine.state()
+            seen.append([part.clone() for part in (s.a, s.b, s.a_exponent, s.b_exponent)])
+    return DiagonalState(*(torch.stack(parts) for parts in zip(*seen, strict=True)))
 
 
 class _Draws:
@@ -68,6 +106,12 @@ class MultiplicativeEngine:
                 true = DiagonalState(a, b, s.a_exponent, s.b_exponent).true_ab
                 self._average = _blend(self._average, true, self._update.averaging)
         self._state = DiagonalState(a, b, s.a_exponent, s.b_exponent)
+
+    def visit(
+        self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int, at: np.ndarray
+    ) -> DiagonalState:
+        """The same, and the states before the steps ``at`` of the block, (len(at), replicates, d)."""
+        return visit_in_pieces(self, index, shift, eta, first_step, at)
 
     def _renormalize(self, a: Tensor, b: Tensor, s: DiagonalState) -> DiagonalState:
         """The same numbers with mantissas back in range: exact, powers of two only."""
@@ -122,6 +166,12 @@ class LiteralEngine:
             self._uv = (torch.where(keep, u, new_u), torch.where(keep, v, new_v))
             if option.averaging:
                 self._average = _blend(self._average, self._uv, option.averaging)
+
+    def visit(
+        self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int, at: np.ndarray
+    ) -> DiagonalState:
+        """The same, and the states before the steps ``at`` of the block, (len(at), replicates, d)."""
+        return visit_in_pieces(self, index, shift, eta, first_step, at)
 
     def state(self) -> DiagonalState:
         """The current states, or their running average when one is kept."""

@@ -207,3 +207,40 @@ def test_bad_options():
             Update(**bad)
     with pytest.raises(ValueError, match="not usable"):
         SAM(-0.1)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "multiplicative", "literal"])
+def test_records_measured_together_are_those_measured_one_by_one(small, engine, monkeypatch):
+    """Standard quantities on a dense grid, at once (in pieces that do and do not end with a block) and step by step."""
+    steps, schedules = 1100, [Schedule(0.1), Schedule(5.0)]
+    grid = torch.tensor([0, 1, 2, 63, 64, 500, 1023, 1024, 1099, 1100])
+    weights = torch.linspace(0, 1, len(grid), dtype=torch.float64).unsqueeze(1).expand(-1, 2)
+    measure = standard_measurements(small)
+    seen = []
+    for at_once, room in ((False, 2**21), (True, 2**21), (True, 2 * 24 * 6 * small.d), (True, 1)):
+        monkeypatch.setattr("nets.diagonal.SEEN_BYTES", room)
+        probes = {name: Probe(function, grid, at_once=at_once) for name, function in measure.items()}
+        probes["sum"] = Probe(measure["train loss"], grid, weights, at_once=at_once)
+        probes["some"] = Probe(measure["l1"], grid[1::3], at_once=at_once)
+        seen.append(sgd(small, initial_state(small), schedules, steps, seeds=range(3), probes=probes, engine=engine))
+    assert seen[0].finite[0].all()
+    assert not seen[0].finite[1].any()
+    for run in seen[1:]:
+        for name, series in run.series.items():
+            assert torch.equal(series.steps, seen[0][name].steps)
+            assert torch.allclose(series.values, seen[0][name].values, rtol=1e-11, equal_nan=True), name
+
+
+def test_states_seen_on_the_way_are_exact_and_far_below_the_float_range():
+    """α beyond 1e-300, weight decay: the compiled loop's records against final states of shorter runs."""
+    problem = gaussian_sparse(10, 30, 3)
+    start = initial_state(problem, 1e-140, 0.0)
+    at = torch.tensor([0, 65, 400, 1025])
+    for decay in (0.0, 1e-3):
+        options = {"seeds": range(2), "update": Update(weight_decay=decay)}
+        probes = {"ln α": Probe(lambda s: s.log_alpha, at), "mean": Probe(lambda s: s.mean_log_alpha, at, at_once=True)}
+        run = sgd(problem, start, [Schedule(0.05)], 1100, probes=probes, **options)
+        for row, step in enumerate(at.tolist()):
+            final = sgd(problem, start, [Schedule(0.05)], step, **options).final
+            assert torch.equal(run["ln α"].values[row], final.log_alpha)
+            assert torch.allclose(run["mean"].values[row], final.log_alpha.mean(-1), rtol=1e-14)

@@ -49,3 +49,14 @@ def test_norms(small):
     assert observables.balancedness(u, v) == 1
     X, y = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), torch.tensor([3.0], dtype=torch.float64)
     assert observables.half_mse(w, X, y).tolist() == [2.0, 4.5]
+
+
+@pytest.mark.parametrize("rows", [5, 11, 12, 300])
+def test_half_mse_from_the_qr_factor_is_half_mse(rows):
+    draws = torch.Generator().manual_seed(0)
+    X, w = (torch.randn(shape, generator=draws, dtype=torch.float64) for shape in ((rows, 10), (4, 3, 10)))
+    y = X @ w[0, 0] + torch.randn(rows, generator=draws, dtype=torch.float64)
+    measure = observables.HalfMSE(X, y)
+    assert torch.allclose(measure(w), observables.half_mse(w, X, y), rtol=1e-13)
+    fitted = observables.HalfMSE(X, X @ w[0, 0])(w[0, 0] + 1e-9)  # a small loss keeps its digits
+    assert torch.allclose(fitted, observables.half_mse(w[0, 0] + 1e-9, X, X @ w[0, 0]), rtol=1e-5)

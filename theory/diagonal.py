@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ class DiagonalState:
         (a, a_exponent), (b, b_exponent) = _split_exponent(log_a), _split_exponent(log_b)
         return cls(a, b, a_exponent, b_exponent)
 
+    def __getitem__(self, index: Any) -> DiagonalState:
+        """Some of a batch of states: ``index`` selects along the leading axes of all parts."""
+        return DiagonalState(self.a[index], self.b[index], self.a_exponent[index], self.b_exponent[index])
+
     @property
     def log_a(self) -> Tensor:
         """ln|a|."""
@@ -56,6 +61,12 @@ class DiagonalState:
     def log_alpha(self) -> Tensor:
         """ln|α| = ln|a| + ln|b|; -inf where a coordinate sits on |u| = |v|."""
         return self.log_a + self.log_b
+
+    @property
+    def mean_log_alpha(self) -> Tensor:
+        """The mean of ln|α| over coordinates, shape (...)."""
+        logs = self.a.abs().log_().add_(self.b.abs().log_()).sum(-1)
+        return (logs + LN2 * (self.a_exponent + self.b_exponent).sum(-1).to(logs)) / self.a.shape[-1]
 
     @property
     def z(self) -> Tensor:

@@ -5,6 +5,8 @@ Leading axes of the arguments are batch axes (schedules, seeds, times); results 
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -14,9 +16,34 @@ def half_mse(w: Tensor, X: Tensor, y: Tensor) -> Tensor:
     return (w @ X.T - y).square().mean(-1) / 2
 
 
+class HalfMSE:
+    """:func:`half_mse` on given data, for many predictors: where X has more rows than columns, from its QR factor.
+
+    With [X y] = Q [R c; 0 ρ], ‖Xw - y‖² = ‖Rw - c‖² + ρ²: the same number to rounding from d + 1 rows instead of n.
+    """
+
+    def __init__(self, X: Tensor, y: Tensor) -> None:
+        self._data = X, y
+
+    @cached_property
+    def _factor(self) -> tuple[Tensor, Tensor]:
+        """Rows and targets with the same sum of squares."""
+        X, y = self._data
+        if len(X) <= X.shape[1] + 1:
+            return X, y
+        factor = torch.linalg.qr(torch.cat([X, y.unsqueeze(1)], 1), mode="r").R
+        return factor[:, :-1].contiguous(), factor[:, -1].contiguous()
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """L of predictors ``w`` (..., d), shape (...)."""
+        X, y = self._factor
+        r = (w @ X.T).sub_(y)
+        return r.square_().sum(-1) / (2 * len(self._data[0]))
+
+
 def l1_norm(w: Tensor) -> Tensor:
     """‖w‖₁, shape (...)."""
-    return w.abs().sum(-1)
+    return torch.linalg.vector_norm(w, ord=1, dim=-1)
 
 
 def support_size(w: Tensor, threshold: float = 1e-50) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,11 +16,15 @@ class Probe:
 
     With ``weights`` of shape (T, ...), whose trailing axes match the leading batch axes of the values, only the sum
     Σ_at weight · value is kept: a series with one entry, at the last step.
+
+    ``at_once`` says that the function takes states with a further leading axis, so that an integrator which keeps
+    the states of several steps may have them measured in one call.
     """
 
     function: Callable[[Any], Tensor]
     at: Tensor
     weights: Tensor | None = None
+    at_once: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,24 +101,41 @@ class Recorder:
     def record(self, step: int, state: Any) -> None:
         """Measure what is due after ``step`` steps."""
         for name in self._due.get(step, ()):
-            probe, kept = self._probes[name], self._values[name]
-            value = probe.function(state)
-            if probe.weights is None:
-                kept.append(value)
-                continue
-            weight = probe.weights[self._counts[name]].to(value)
-            self._counts[name] += 1
-            part = value * weight.view(*weight.shape, *[1] * (value.ndim - weight.ndim))
-            if kept:
-                kept[0] += part
-            else:
-                kept.append(part)
+            self._keep(name, self._probes[name].function(state).unsqueeze(0))
+
+    def record_several(self, steps: Sequence[int], states: Any) -> None:
+        """The same for the states after each of ``steps``, stacked along a leading axis."""
+        together = [name for name, probe in self._probes.items() if probe.at_once]
+        for name in together:
+            rows = [row for row, step in enumerate(steps) if name in self._due.get(step, ())]
+            if rows:
+                self._keep(name, self._probes[name].function(states if len(rows) == len(steps) else states[rows]))
+        for row, step in enumerate(steps):
+            alone = [name for name in self._due.get(step, ()) if name not in together]
+            state = states[row] if alone else None
+            for name in alone:
+                self._keep(name, self._probes[name].function(state).unsqueeze(0))
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        """Values of the next records, shape (records, ...), as they are or as a weighted sum."""
+        weights, kept = self._probes[name].weights, self._values[name]
+        if weights is None:
+            kept.append(values)
+            return
+        weights = weights[self._counts[name] : self._counts[name] + len(values)].to(values)
+        self._counts[name] += len(values)
+        part = (values * weights.view(*weights.shape, *[1] * (values.ndim - weights.ndim))).sum(0, keepdim=True)
+        if kept:
+            kept[0] += part
+        else:
+            kept.append(part)
 
     def series(self, first_bad_step: Tensor) -> dict[str, Series]:
         """The recorded series, masked with NaN from each run's first bad step on."""
         result = {}
         for name, rows in self._values.items():
-            values, at = torch.stack(rows), self._probes[name].at[-len(rows) :]
+            values = torch.cat(rows)
+            at = self._probes[name].at[-len(values) :]
             clock = at.to(first_bad_step.device).view(-1, *[1] * first_bad_step.ndim)
             late = (clock > first_bad_step) & (first_bad_step >= 0)
             late = late.view(*late.shape, *[1] * (values.ndim - late.ndim)).to(values.device)
@@ -128,7 +149,8 @@ def _remaining(probes: Mapping[str, Probe], first_step: int) -> dict[str, Probe]
     for name, probe in probes.items():
         late = probe.at >= first_step
         if late.any():
-            left[name] = Probe(probe.function, probe.at[late], None if probe.weights is None else probe.weights[late])
+            weights = None if probe.weights is None else probe.weights[late]
+            left[name] = replace(probe, at=probe.at[late], weights=weights)
     return left
 
 

@@ -128,7 +128,7 @@ def measure(
         power = ((state.u.square() + state.v.square()) * problem.mean_square).mean(-1) / 2
         return power * residual2(state).mean(-1) / 2
 
-    probes = {name: Probe(function, sparse) for name, function in wanted.items()}
+    probes = {name: Probe(function, sparse, at_once=True) for name, function in wanted.items()}
     probes |= {
         "level": Probe(lambda state: residual2(state).mean(-1) / 2, grid),
         "power": Probe(residual2, grid, weights * eta**2),
