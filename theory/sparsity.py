@@ -106,7 +106,7 @@ def _products(parts: Iterable[Tensor], columns: Tensor, units: int) -> Tensor:
 
 
 def feature_sparsity(activations: Tensor, threshold: float = 0.99, normalize: bool = True) -> Tensor:
-    """The share of the n·m activations that are non-zero and belong to distinct units, shape (...).
+    """The share of the n·m activations that are positive and belong to distinct units, shape (...).
 
     Arguments and source are those of :func:`distinct_units`.
 
@@ -115,8 +115,8 @@ def feature_sparsity(activations: Tensor, threshold: float = 0.99, normalize: bo
     tensor(0.3333)
     """
     kept = distinct_units(activations, threshold, normalize)
-    nonzero = torch.stack([(rows != 0).sum(-2) for rows in activations.split(ROWS, -2)]).sum(0).to(activations)
-    return (nonzero * kept).sum(-1) / (activations.shape[-2] * activations.shape[-1])
+    positive = torch.stack([(rows > 0).sum(-2) for rows in activations.split(ROWS, -2)]).sum(0).to(activations)
+    return (positive * kept).sum(-1) / (activations.shape[-2] * activations.shape[-1])
 
 
 def distinct_features(activations: Tensor, threshold: float = 0.99, normalize: bool = True) -> Tensor:
