@@ -16,7 +16,7 @@ from validation.cli import main
 from validation.run_directory import MARK, load, run_name
 from validation.settings import RunSettings, SettingsError
 from validation.sweep import cells, expand, sweep
-from validation.workers import Task, TaskResult, run_task, workers_for
+from validation.workers import Task, TaskResult, run_task
 
 CPU = torch.device("cpu")
 COMMON = {"seeds": 3}

@@ -1,8 +1,9 @@
 """Run directories: one suite with its resolved settings in a folder named by their hash; whole, or set aside.
 
 A run's folder holds ``settings.json``, ``log.jsonl``, ``checks.json``, ``checks.csv``, ``results.nc`` and, written
-last, ``DONE`` with the SHA-256 of each. A run that is done is not done again; one without its mark, made by other code
-or damaged since, is set aside and redone. Two processes never write to the same folder: the second waits or says so.
+last, ``DONE`` with the SHA-256 of each. A run that is done is not done again; one that was not finished goes on after
+the last stage it kept; one made by other code or damaged since is set aside and redone. Two processes never write to
+the same folder: the second waits or says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +28,14 @@ import xarray as xr
 from validation import store
 from validation.check import Check, Claim, check_from_row
 from validation.settings import RunSettings, SettingsError
+from validation.stages import Stages
 from validation.suite import Outcome, Progress, run_suite
 
 FORMAT = 2
-MARK, LOCK = "DONE", "lock"
-FILES = ("settings.json", "log.jsonl", "checks.json", "checks.csv", "results.nc")
+MARK, LOCK, STAGES = "DONE", "lock", "stages"
+RESULTS = ("checks.json", "checks.csv", "results.nc")
+FILES = ("settings.json", "log.jsonl", *RESULTS)
+UNFINISHED = "it was not finished"
 
 
 class DamagedError(Exception):
@@ -92,22 +97,32 @@ def run_or_load(
     folder = root / run_name(suite, settings, device)
     with store.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    stages = Stages(folder / STAGES, code_digest(), Progress(mode).say)
     with _locked(folder, wait):
         with store.writing(folder):
             reason = "asked to run again" if fresh and (folder / MARK).exists() else _unfit(folder)
+            if fresh or reason is None:
+                stages.clear()
             if reason is None:
                 return load(folder), False
-            for left in folder.glob(".*.*"):
+            for left in [*folder.glob(".*.*"), *folder.glob(f"{STAGES}/.*.*")]:
                 left.unlink()  # what a killed process had half written
-            if kept := store.set_aside(folder, (*FILES, MARK)):
+            # A run that was not finished goes on, and its log with it.
+            names = RESULTS if reason == UNFINISHED else (*FILES, MARK)
+            if kept := store.set_aside(folder, names):
                 Progress(mode).say(f"{folder.name}: {reason}; what was there is in {kept}")
             store.write_text(folder / "settings.json", _text(resolved(suite, settings, device)))
-        progress, started = Progress(mode, folder / "log.jsonl", suite), time.perf_counter()
-        outcome = run_suite(suite, settings, device, progress)
+        progress, started = Progress(mode, folder / "log.jsonl", suite, stages), time.perf_counter()
+        try:
+            outcome = run_suite(suite, settings, device, progress)
+        except Exception:
+            progress.failed(traceback.format_exc())
+            raise
         progress.close()
         origin = store.provenance(dataclasses.asdict(settings), device, time.perf_counter() - started)
         with store.writing(folder), store.uninterrupted():
             _save(folder, outcome, origin | {"code": code_digest(), "format": FORMAT})
+            stages.clear()
         return load(folder), True
 
 
@@ -122,7 +137,7 @@ def load(folder: Path) -> Saved:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
         version, digests = int(mark["format"]), dict(mark["sha256"])
     except FileNotFoundError:
-        raise DamagedError("it was not finished") from None
+        raise DamagedError(UNFINISHED) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise DamagedError("its mark cannot be read") from None
     if version > FORMAT:

@@ -6,10 +6,10 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from validation.check import Check, Claim
     from validation.settings import RunSettings
+    from validation.stages import Stages
+
+Result = TypeVar("Result")
 
 SUITES = {
     "diagonal": "label-noise SGD on diagonal linear networks: α-decay, end points, loss level, sparsity",
@@ -65,17 +68,21 @@ def run_suite(name: str, settings: RunSettings, device: torch.device, progress: 
 
 
 class Progress:
-    """Says on standard error what is running and how long it took, and keeps a log of it.
+    """Says on standard error what is running and how long it took, keeps a log of it, and what long stages leave.
 
     Args:
         mode: ``text`` for people, ``lines`` the same for several suites at once (a stage is a whole line, written when
             it ends), ``json`` for a line of JSON an event, ``quiet`` for nothing.
         log: file that receives a line of JSON for every stage that ends.
         suite: named in the log.
+        stages: keeps what long stages leave until the run is done.
     """
 
-    def __init__(self, mode: str = "text", log: Path | None = None, suite: str = "") -> None:
-        self._mode, self._log, self._suite, self._started, self._label = mode, log, suite, 0.0, ""
+    def __init__(
+        self, mode: str = "text", log: Path | None = None, suite: str = "", stages: Stages | None = None
+    ) -> None:
+        self._mode, self._log, self._suite, self._stages = mode, log, suite, stages
+        self._started, self._label = 0.0, ""
         if log is not None:
             log.touch()
 
@@ -86,23 +93,33 @@ class Progress:
         if self._mode == "text":
             print(f"  {label} …", end="", file=sys.stderr, flush=True)
 
+    def kept(self, name: str, work: Callable[[], Result]) -> Result:
+        """``work()``, or what it left before this run was killed.
+
+        Args:
+            name: unlike any other in the suite.
+            work: gives tensors, arrays, checks or other records of this package, in lists, tuples and dictionaries.
+        """
+        return work() if self._stages is None else self._stages(name, work)
+
     def close(self) -> None:
         """Close the current stage."""
         if not self._label:
             return
         seconds = time.perf_counter() - self._started
-        event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "suite": self._suite, "stage": self._label}
-        line = json.dumps(event | {"seconds": round(seconds, 3)}, ensure_ascii=False)
+        line = self._line(stage=self._label, seconds=round(seconds, 3))
         if self._mode == "text":
             print(f" {seconds:.1f} s", file=sys.stderr, flush=True)
         elif self._mode == "lines":
             print(f"  {self._suite:14s} {self._label}: {seconds:.1f} s", file=sys.stderr, flush=True)
         elif self._mode == "json":
             print(line, file=sys.stderr, flush=True)
-        if self._log is not None:
-            with open(self._log, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        self._keep(line)
         self._label = ""
+
+    def failed(self, trace: str) -> None:
+        """Keep in the log how the suite failed."""
+        self._keep(self._line(stage=self._label, fault=trace))
 
     def say(self, message: str) -> None:
         """A sentence between stages."""
@@ -110,3 +127,12 @@ class Progress:
             print(message, file=sys.stderr, flush=True)
         elif self._mode == "json":
             print(json.dumps({"message": message}, ensure_ascii=False), file=sys.stderr, flush=True)
+
+    def _line(self, **event: Any) -> str:
+        event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "suite": self._suite, **event}
+        return json.dumps(event, ensure_ascii=False)
+
+    def _keep(self, line: str) -> None:
+        if self._log is not None:
+            with open(self._log, "a", encoding="utf-8") as file:
+                file.write(line + "\n")

@@ -180,7 +180,9 @@ def _local(pending: Sequence[int], tasks: Sequence[Task], workers: int, schedule
         yield from (_numbered(number, tasks[number]) for number in pending)
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+    # A server imports what the suites need once; workers are forked from it, which has started no threads of ours.
+    multiprocessing.set_forkserver_preload([__name__, *(f"validation.{suite}" for suite in sorted(set(suites)))])
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), _begin_worker)
     try:
         with _not_for_children(signal.SIGINT):
             futures = [pool.submit(_numbered, number, tasks[number]) for number in pending]
@@ -207,8 +209,9 @@ def _not_for_children(number: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent() -> None:
-    """In a worker: end when the process that started it has ended, however that went."""
+def _begin_worker() -> None:
+    """In a worker: leave SIGINT to the process that started it, and end when that has ended, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
