@@ -1,8 +1,9 @@
-"""Image sets from files: the Hub's parquet layout by path or download, decoded once into resident tensors."""
+"""Image sets from files in the Hub's parquet layout, decoded once into resident tensors; and how files are fetched."""
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import os
 import time
@@ -21,19 +22,23 @@ IMAGE_COLUMNS, LABEL_COLUMNS = ("img", "image"), ("label", "fine_label", "labels
 CHUNK = 1 << 16
 
 
+Paths = str | Path | Sequence[str | Path]
+Pixels = tuple[np.ndarray, np.ndarray]  # (n, height, width, channels) uint8, and classes (n,) int64
+
+
 def read_parquet(
-    train: str | Path,
-    test: str | Path,
+    train: Paths,
+    test: Paths,
     classes: int = 0,
     name: str = "",
     dtype: torch.dtype = torch.float32,
     label: str = "",
 ) -> ImageSet:
-    """Training and test images from two parquet files of the Hub's layout, pixels / 255.
+    """Training and test images from parquet files of the Hub's layout, pixels / 255.
 
     Args:
-        train, test: files with a column ``img`` or ``image`` of encoded images ({bytes, path}, or bytes) and one of
-            class numbers.
+        train, test: files, one or several parts in order, with a column ``img`` or ``image`` of encoded images
+            ({bytes, path}, or bytes) and one of class numbers.
         classes: number of classes; the largest training label plus one when 0.
         name: what tables call it; the folder's name when empty.
         label: the column of class numbers; ``label``, ``fine_label`` or ``labels`` when empty.
@@ -45,30 +50,50 @@ def read_parquet(
         ValueError: a file that is missing, truncated or of another layout, images that cannot be decoded or differ in
             size, labels out of range; each with a sentence that names the file and the row.
     """
-    (train_x, train_y), (test_x, test_y) = (_table(Path(path), label) for path in (train, test))
-    if train_x.shape[1:] != test_x.shape[1:]:
-        raise ValueError(
-            f"training images are {_shape(train_x)} and test images {_shape(test_x)}: give files of one image size."
-        )
-    classes = classes or int(train_y.max()) + 1
-    for path, y in ((train, train_y), (test, test_y)):
+    files = [[Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)] for paths in (train, test)]
+    if not all(files):
+        raise ValueError("no file was given: name at least one of training and one of test images.")
+    parts = [[(path, _table(path, label)) for path in some] for some in files]
+    return image_set(parts[0], parts[1], classes, name or files[0][0].resolve().parent.name, dtype)
+
+
+def image_set(
+    train: Sequence[tuple[Path, Pixels]], test: Sequence[tuple[Path, Pixels]], classes: int, name: str,
+    dtype: torch.dtype,
+) -> ImageSet:  # fmt: skip
+    """One set of the pixels and classes of each file, pixels / 255.
+
+    Raises:
+        ValueError: images of several sizes, labels out of range, with the file and the row.
+    """
+    classes = classes or max(int(y.max()) for _, (_, y) in train) + 1
+    first, (pixels, _) = train[0]
+    for path, (x, y) in (*train, *test):
+        if x.shape[1:] != pixels.shape[1:]:
+            raise ValueError(
+                f"images of '{first}' are {_shape(pixels)} and those of '{path}' {_shape(x)}: give files of one image "
+                "size."
+            )
         wrong = np.flatnonzero((y < 0) | (y >= classes))
         if len(wrong):
             raise ValueError(
                 f"row {wrong[0]} of '{path}' has label {y[wrong[0]]} and there are {classes} classes: "
                 "mend the file or give the number of classes."
             )
-    tensors = [torch.from_numpy(x).permute(0, 3, 1, 2).to(dtype) / 255 for x in (train_x, test_x)]
-    labels = [torch.from_numpy(y) for y in (train_y, test_y)]
-    return ImageSet(tensors[0], labels[0], tensors[1], labels[1], classes, name or Path(train).resolve().parent.name)
+    return ImageSet(*_tensors(train, dtype), *_tensors(test, dtype), classes, name)
+
+
+def _tensors(parts: Sequence[tuple[Path, Pixels]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x = torch.from_numpy(np.concatenate([x for _, (x, _) in parts])).permute(0, 3, 1, 2)
+    y = torch.from_numpy(np.concatenate([y for _, (_, y) in parts]))
+    return x.to(dtype, memory_format=torch.contiguous_format).div_(255), y
 
 
 def _shape(x: np.ndarray) -> str:
     return f"{x.shape[1]}x{x.shape[2]} with {x.shape[3]} channels"
 
 
-def _table(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, height, width, channels), uint8, and labels (n,), int64."""
+def _table(path: Path, label: str) -> Pixels:
     import pyarrow
     import pyarrow.parquet
 
@@ -148,7 +173,7 @@ def download(url: str, path: str | Path, sha256: str = "", tries: int = 5, wait:
         try:
             _fetch(url, part)
             break
-        except (urllib.error.URLError, OSError) as fault:
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as fault:
             grown = part.exists() and part.stat().st_size > before
             attempt = 0 if grown else attempt + 1
             if attempt >= tries or (isinstance(fault, urllib.error.HTTPError) and fault.code in (401, 403, 404, 410)):
