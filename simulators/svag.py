@@ -1,12 +1,21 @@
 """SVAG on any ``torch.nn.Module``: a discrete scheme that turns from SGD into its SDE, two gradients a step.
 
-Source: Li, Malladi, Arora (2021), section 4.
+A step follows (1+√(2l-1))/2 g₁ + (1-√(2l-1))/2 g₂ with two independent minibatch gradients: l times the covariance of
+one, over 1/l of the step size. With momentum μ the state is (θ, m), and l steps of
+
+    m ← (1 - (1-μ)/l) m + g/l,   θ ← θ - (η/l) m
+
+have the friction, the drift and the noise of one step of the heavy ball m ← μm + g, θ ← θ - ηm; l → ∞ is the
+underdamped SDE η dm = (-(1-μ) m + ∇L) dt + noise, dθ = -m dt. For μ → 0 its memory is still one SGD step, so without
+momentum there is no m at all and the limit is SGD's own SDE.
+Source: Li, Malladi, Arora (2021), section 4; the scheme with momentum is ours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -48,6 +57,18 @@ class MinibatchPairs:
         return np.stack(batches).reshape(BLOCK, 2, size)
 
 
+def amplitudes(l: int) -> tuple[float, float]:  # noqa: E741
+    """(1+√(2l-1))/2 and (1-√(2l-1))/2: they add up to 1 and their squares to l.
+
+    >>> amplitudes(1), amplitudes(5)
+    ((1.0, 0.0), (2.0, -1.0))
+    """
+    if l < 1 or l != int(l):
+        raise ValueError(f"SVAG with l = {l} is not defined: give a whole number of at least 1.")
+    root = math.sqrt(2 * l - 1)
+    return (1 + root) / 2, (1 - root) / 2
+
+
 def svag_gradient(network: Network, theta: Tensor, pairs: Tensor, l: int) -> Tensor:  # noqa: E741
     """(1+√(2l-1))/2 g₁ + (1-√(2l-1))/2 g₂ + λθ in one backward pass with signed weights, shape (paths, p).
 
@@ -56,13 +77,10 @@ def svag_gradient(network: Network, theta: Tensor, pairs: Tensor, l: int) -> Ten
     Args:
         pairs: the samples of the two minibatches, shape (paths, 2, B).
     """
-    if l < 1 or l != int(l):
-        raise ValueError(f"SVAG with l = {l} is not defined: give a whole number of at least 1.")
-    root, size = math.sqrt(2 * l - 1), pairs.shape[2]
-    first, second = (1 + root) / (2 * size), (1 - root) / (2 * size)
-    rows = pairs[:, :1] if l == 1 else pairs
-    weights = torch.tensor([first] if l == 1 else [first, second], dtype=theta.dtype).repeat_interleave(size)
-    weights = weights.to(theta.device).expand(len(theta), -1)
+    size = pairs.shape[2]
+    weights = torch.tensor(amplitudes(l), dtype=theta.dtype) / size
+    rows, weights = (pairs[:, :1], weights[:1]) if l == 1 else (pairs, weights)
+    weights = weights.repeat_interleave(size).to(theta.device).expand(len(theta), -1)
     gradient = network.weighted_gradient(theta, weights, rows=rows.flatten(1).to(theta.device))
     return gradient.add_(theta, alpha=network.weight_decay)
 
@@ -70,41 +88,78 @@ def svag_gradient(network: Network, theta: Tensor, pairs: Tensor, l: int) -> Ten
 def run_svag(
     network: Network,
     y0: Tensor,
-    step_size: StepSize,
+    step_size: StepSize | Tensor,
     l: int,  # noqa: E741
     steps: int,
     seed: int,
     minibatch: Minibatch | None = None,
     probes: Mapping[str, Probe] | None = None,
     first_step: int = 0,
+    momentum: float = 0.0,
 ) -> Trajectory:
     """Stochastic variance amplified gradient: θ ← θ - (η/l)[(1+√(2l-1))/2 g₁ + (1-√(2l-1))/2 g₂].
 
     One step lasts η/l, so l of them are one SGD step; l = 1 is SGD, l → ∞ the exact-covariance SDE.
 
     Args:
-        y0: start, shape (p,) or (paths, p); the state after ``first_step`` steps when a run is resumed.
-        step_size: η, a number or a function of SDE time.
+        y0: start, shape (p,) or (paths, p); the state after ``first_step`` steps when a run is resumed. With momentum
+            also (paths, 2p), θ followed by m; m = 0 otherwise.
+        step_size: η, a number, a function of SDE time, or the step sizes of the SGD steps, shape (K,) or (paths, K).
         steps: number of the last SVAG step; a resumed run does steps - first_step of them and ends bit for bit alike.
         seed: root seed of the minibatches, the only randomness.
+        probes: functions of θ, shape (paths, p).
+        momentum: μ of the heavy ball; the final state is then (θ, m), shape (paths, 2p).
 
     Raises:
-        ValueError: l below 1, a step size that is not positive, a batch that cannot be drawn, a bad start.
+        ValueError: l below 1, a step size that is not positive, too few of them, a batch that cannot be drawn, momentum
+            outside [0, 1), a bad start.
 
     Source: Li, Malladi, Arora (2021), section 4.
     """
-    check_step_size(step_size)
-    if l < 1 or l != int(l):
-        raise ValueError(f"SVAG with l = {l} is not defined: give a whole number of at least 1.")
+    amplitudes(l)  # says so when l is not usable
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum {momentum} is not usable: choose a number in [0, 1).")
     y0 = y0.unsqueeze(0) if y0.ndim == 1 else y0
-    pairs = MinibatchPairs(seed, network.n, minibatch or Minibatch(), len(y0))
-    sizes, t = [], 0.0
+    pairs, p = MinibatchPairs(seed, network.n, minibatch or Minibatch(), len(y0)), network.p
+    sizes = _sizes(step_size, l, steps, y0)
+
+    def plain(k: int, y: Tensor) -> Tensor:
+        return y - sizes[k] / l * svag_gradient(network, y, pairs(k), l)
+
+    def heavy(k: int, y: Tensor) -> Tensor:
+        theta, mass = y[:, :p], y[:, p:]
+        mass = (1 - (1 - momentum) / l) * mass + svag_gradient(network, theta, pairs(k), l) / l
+        return torch.cat([theta - sizes[k] / l * mass, mass], 1)
+
+    if not momentum:
+        return iterate(plain, y0, steps, probes or {}, first_step)
+    y0 = torch.cat([y0, torch.zeros_like(y0)], 1) if y0.shape[1] == p else y0
+
+    def of_theta(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda y: function(y[:, :p])
+
+    seen = {name: replace(probe, function=of_theta(probe.function)) for name, probe in (probes or {}).items()}
+    return iterate(heavy, y0, steps, seen, first_step)
+
+
+def _sizes(step_size: StepSize | Tensor, l: int, steps: int, y0: Tensor) -> Sequence[float | Tensor]:  # noqa: E741
+    """η of every SVAG step: a number, or one per path, shape (paths, 1)."""
+    if isinstance(step_size, Tensor):
+        fits = step_size.ndim == 1 or (step_size.ndim == 2 and len(step_size) == len(y0))
+        if not fits or step_size.shape[-1] * l < steps:
+            raise ValueError(
+                f"step sizes of shape {tuple(step_size.shape)} do not last for {steps} SVAG steps of {len(y0)} paths "
+                f"with l = {l}: give (K,) or (paths, K), K SGD steps."
+            )
+        if not ((step_size > 0) & torch.isfinite(step_size)).all():
+            raise ValueError("the step sizes have to be positive and finite: give such numbers.")
+        if step_size.ndim == 1:
+            return step_size.double().repeat_interleave(l).tolist()
+        return step_size.to(y0).T.unsqueeze(-1).repeat_interleave(l, 0).unbind()
+    check_step_size(step_size)
+    sizes, t = list[float](), 0.0
     for k in range(steps):
         sizes.append(step_size_at(step_size, t))
         check_step_size(sizes[-1])
         t = t + sizes[-1] / l if callable(step_size) else (k + 1) * sizes[-1] / l
-
-    def update(k: int, y: Tensor) -> Tensor:
-        return y - sizes[k] / l * svag_gradient(network, y, pairs(k), l)
-
-    return iterate(update, y0, steps, probes or {}, first_step)
+    return sizes
