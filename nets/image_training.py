@@ -98,7 +98,7 @@ def train_images(
         seed: of minibatches, augmentation and label noise.
         probes: what to measure after which steps; functions see a :class:`Moment` and return numbers.
         checkpoints: where the run is kept.
-        seconds: stop after so long, with a checkpoint.
+        seconds: stop after so long, with a checkpoint, but not before one more step is done.
         progress: called with the number of steps done, every hundred steps.
 
     Raises:
@@ -181,20 +181,25 @@ class _Run:
             if self._saves_here():
                 self._save()
             self._record()
-            # Several processes have to agree, which costs a wait: not at every step.
-            asking = end is not None and (checking or self.ranks.count == 1)
-            if asking and self.ranks.any(time.monotonic() > (end or 0.0), self.device):
-                self._save()
-                return self._result(finished=False)
             with self._enough_memory():
                 self._advance()
             self.step += 1
+            if end is not None and self.step < self.recipe.steps and self._is_over(end):
+                if self._has_diverged():
+                    break
+                self._save()
+                return self._result(finished=False)
         if not self._has_diverged():
             self._record()
         self._save()
         if progress:
             progress(self.step)
         return self._result(finished=True)
+
+    def _is_over(self, end: float) -> bool:
+        # Several processes have to agree, which makes them wait: not at every step.
+        asking = self.ranks.count == 1 or self.step % CHECK_EVERY == 0
+        return asking and self.ranks.any(time.monotonic() > end, self.device)
 
     def _advance(self) -> None:
         recipe, eta = self.recipe, self.eta[self.step]
@@ -269,7 +274,7 @@ class _Run:
             yield
         except torch.OutOfMemoryError as fault:
             # A pass that broke off may have touched running statistics; without any the state is still that of now.
-            if not list(self.module.buffers()):
+            if not list(self.module.buffers()) and not self._has_diverged():
                 self._save()
             where = (
                 f"the run is kept up to step {self.kept[0]}" if self.kept[0] >= 0 else "no checkpoint was written yet"
