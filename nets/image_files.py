@@ -211,8 +211,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(CHUNK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel over all images and pixels, shapes (channels,)."""
-    return x.mean((0, 2, 3)), x.std((0, 2, 3), correction=0)

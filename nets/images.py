@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,8 +53,11 @@ class ImageSet:
         """Number of training images."""
         return len(self.train_x)
 
-    def subset(self, train: int, test: int | None = None) -> ImageSet:
+    def subset(self, train: int, test: int | None = None, seed: int | None = None) -> ImageSet:
         """The first ``train`` training images, and the first ``test`` test images (all by default).
+
+        With a ``seed`` the training images are drawn without replacement from the stream "subset" instead; subsets of
+        one seed are nested.
 
         Raises:
             ValueError: more images than there are, or fewer than 1.
@@ -64,10 +68,55 @@ class ImageSet:
                 f"{train} training and {test} test images were asked of '{self.name}': choose between 1 and {self.n} "
                 f"training and up to {len(self.test_x)} test images."
             )
+        rows: slice | Tensor = slice(train)
+        if seed is not None:
+            drawn = named_generator(seed, "subset").permutation(self.n)[:train]
+            rows = torch.from_numpy(drawn).to(self.train_y.device)
         return replace(
-            self, train_x=self.train_x[:train], train_y=self.train_y[:train],
+            self, train_x=self.train_x[rows], train_y=self.train_y[rows],
             test_x=self.test_x[:test], test_y=self.test_y[:test],
         )  # fmt: skip
+
+    def of_classes(self, *classes: int) -> ImageSet:
+        """Only the images of these classes, renumbered 0, 1, … in the order given, e.g. horses against cars: (7, 1).
+
+        Raises:
+            ValueError: fewer than two classes, one twice, or one that there is not.
+        """
+        if len(set(classes)) < max(len(classes), 2) or not all(0 <= c < self.classes for c in classes):
+            raise ValueError(
+                f"classes {classes} of '{self.name}' make no problem: choose two or more different ones below "
+                f"{self.classes}."
+            )
+        number = torch.full((self.classes,), -1, device=self.train_y.device)
+        number[list(classes)] = torch.arange(len(classes), device=number.device)
+        train, test = number[self.train_y], number[self.test_y]
+        return replace(
+            self, train_x=self.train_x[train >= 0], train_y=train[train >= 0], test_x=self.test_x[test >= 0],
+            test_y=test[test >= 0], classes=len(classes), name=f"{self.name}, classes {' '.join(map(str, classes))}",
+        )  # fmt: skip
+
+    def standardized(self, by: Literal["channel", "pixel"] = "channel") -> ImageSet:
+        """Mean 0 and deviation 1 over the training images, test images shifted and scaled like them.
+
+        By ``channel``: each channel has its own mean and deviation (Chen et al. 2023). By ``pixel``: each pixel has its
+        own mean, and all share one deviation (Jastrzębski et al. 2019). Andriushchenko et al. (2023) train on pixels
+        as they are, in [0, 1].
+
+        Raises:
+            ValueError: another ``by``, images that are all the same.
+        """
+        x = self.train_x
+        if by == "channel":
+            mean, deviation = (statistic[:, None, None] for statistic in channel_statistics(x))
+        elif by == "pixel":
+            mean = x.mean(0)
+            deviation = (x - mean).std(correction=0)
+        else:
+            raise ValueError(f"images are not standardised by '{by}': choose channel or pixel.")
+        if not (deviation > 0).all():
+            raise ValueError(f"training images of '{self.name}' do not differ, so there is no deviation to divide by.")
+        return replace(self, train_x=(x - mean) / deviation, test_x=(self.test_x - mean) / deviation)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> ImageSet:
         """The same images on another device or in another precision."""
@@ -75,6 +124,11 @@ class ImageSet:
             self, train_x=self.train_x.to(device=device, dtype=dtype), train_y=self.train_y.to(device=device),
             test_x=self.test_x.to(device=device, dtype=dtype), test_y=self.test_y.to(device=device),
         )  # fmt: skip
+
+
+def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over all images and pixels, shapes (channels,)."""
+    return x.mean((0, 2, 3)), x.std((0, 2, 3), correction=0)
 
 
 def resident(values: np.ndarray, device: torch.device) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from nets.augment import Augmentation
-from nets.image_files import channel_statistics, download, read_parquet
-from nets.images import ImageSet, digits
+from nets.image_files import download, read_parquet
+from nets.images import ImageSet, channel_statistics, digits
 from nets.label_noise import (
     flip_asymmetric,
     flip_symmetric,

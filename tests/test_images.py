@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from nets.images import ImageSet, digits
+from nets.images import ImageSet, channel_statistics, digits
 from nets.mlp import mlp
 from nets.objective import FlatNet
 from nets.resnet import BasicBlock, resnet
@@ -34,6 +34,43 @@ def test_a_split_is_a_function_of_its_seed_and_training_sets_are_nested():
     assert digits(10).to(dtype=torch.float32).test_x.dtype == torch.float32
     counts = digits(1500).train_y.bincount(minlength=10)
     assert counts.min() > 100
+
+
+def test_seeded_subsets_are_nested_and_keep_images_with_their_labels():
+    data = digits(300)
+    small, large = data.subset(50, seed=1), data.subset(120, 7, seed=1)
+    assert torch.equal(small.train_x, large.train_x[:50])
+    assert (small.n, len(small.test_x), len(large.test_x)) == (50, 1497, 7)
+    assert not torch.equal(small.train_x, data.subset(50).train_x)
+    assert not torch.equal(small.train_x, data.subset(50, seed=2).train_x)
+    rows = (large.train_x.flatten(1)[:, None] == data.train_x.flatten(1)).all(-1)
+    assert (rows.sum(1) == 1).all()
+    assert torch.equal(data.train_y[rows.int().argmax(1)], large.train_y)
+
+
+def test_classes_are_kept_and_renumbered():
+    data = digits(300)
+    pair = data.of_classes(7, 1)
+    for part in ("train", "test"):
+        x, y = getattr(data, f"{part}_x"), getattr(data, f"{part}_y")
+        assert torch.equal(getattr(pair, f"{part}_x"), x[(y == 7) | (y == 1)])
+        assert torch.equal(getattr(pair, f"{part}_y"), (y[(y == 7) | (y == 1)] == 1).long())
+    assert (pair.classes, pair.name) == (2, "digits, n=300, classes 7 1")
+
+
+def test_standardized_images():
+    data = digits(300)
+    pixel = data.standardized("pixel")
+    assert torch.allclose(pixel.train_x.mean(0), torch.zeros(1, 8, 8, dtype=torch.float64), atol=1e-13)
+    assert pixel.train_x.std(correction=0).item() == pytest.approx(1, abs=1e-12)
+    colour = torch.cat([data.train_x, 3 * data.train_x.flip(-1) + 1], 1)
+    two = images(train_x=colour, train_y=data.train_y, test_x=colour[:5], test_y=data.train_y[:5], classes=10)
+    channel = two.standardized()
+    mean, deviation = channel_statistics(channel.train_x)
+    assert torch.allclose(mean, torch.zeros(2, dtype=torch.float64), atol=1e-13)
+    assert torch.allclose(deviation, torch.ones(2, dtype=torch.float64))
+    assert torch.allclose(channel.train_x[:, 0], channel.train_x[:, 1].flip(-1))
+    assert torch.equal(channel.test_x, channel.train_x[:5])  # shifted and scaled alike
 
 
 def test_weights_come_from_a_seed_with_torchs_own_law():
@@ -78,6 +115,10 @@ def images(**change):
 BAD = {
     "choose between 1 and 1797": lambda: digits(1798),
     "choose between 1 and 20 ": lambda: digits(20).subset(21),
+    "choose two or more different ones below 10": lambda: digits(20).of_classes(3, 3),
+    "different ones below": lambda: digits(20).of_classes(3, 10),
+    "by 'image': choose channel or pixel": lambda: digits(20).standardized("image"),
+    "do not differ": lambda: images().standardized(),
     "do not fit": lambda: images(train_y=torch.zeros(3, dtype=torch.int64)),
     "NaN or infinite pixels": lambda: images(test_x=torch.full((4, 1, 2, 2), torch.nan)),
     "not int64 numbers from 0 to 1": lambda: images(classes=2),
