@@ -15,7 +15,7 @@ VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 5
 VGG11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
 
 
-def vgg16(
+def vgg(
     classes: int = 10,
     channels: int = 3,
     size: int = 32,
@@ -27,15 +27,14 @@ def vgg16(
     dtype: torch.dtype = torch.float32,
     layout: Sequence[int] = VGG16,
 ) -> nn.Sequential:
-    """VGG-16: 13 convolutions in five pooled stages, then three linear layers, ``hidden`` wide inside.
-
-    ``layout`` says other ones, such as :data:`VGG11`.
+    """VGG: convolutions in five pooled stages (13 in VGG-16), then three linear layers, ``hidden`` wide inside.
 
     Weights are He normal in the fan-in (variance 2/fan_in), from the stream "initial weights"; biases are 0.
 
     Args:
         size: side of the square images, a multiple of 32.
         width: channels of the first convolution (64 in the paper); all others scale with it.
+        layout: :data:`VGG16`, :data:`VGG11` or one's own with five poolings.
 
     Raises:
         ValueError: a size that cannot be halved five times, a width below 1.

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from nets.cnn import VGG11, VGG16, simple_cnn, vgg16
+from nets.cnn import VGG11, VGG16, simple_cnn, vgg
 from nets.published_resnets import avpf_resnet, ckyg_resnet, jkbfbs_resnet, wide_resnet
 from nets.resnet import Activation, Norm
 
@@ -84,7 +84,7 @@ def _vgg(layout: tuple[int, ...], norm: Norm) -> Builder:
     def build(
         *, classes: int, channels: int, size: int, width: int, activation: Activation, seed: int, dtype: torch.dtype
     ) -> nn.Sequential:
-        return vgg16(classes, channels, size, width, 8 * width, norm, activation, seed, dtype, layout)
+        return vgg(classes, channels, size, width, 8 * width, norm, activation, seed, dtype, layout)
 
     return build
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets.cnn import simple_cnn, vgg16
+from nets.cnn import simple_cnn, vgg
 from nets.features import block_activations, block_features, default_blocks
 from nets.jacobian import jacobian_spectrum, network_jacobian_rank
 from nets.measures import Fit, fit, measure, measure_blocks, measured_subset
@@ -59,7 +59,7 @@ def test_blocks_are_the_published_ones(name):
         (resnet((4, 8), (2, 2)), images(2, 1, 8), ("4", "6", "8")),
         (resnet((4, 8), (1, 1), activation=nn.Tanh, norm="batch"), images(2, 1, 8), ("3", "4", "6")),
         (simple_cnn(dtype=DOUBLE), images(2, 3, 32), ("1", "3", "6", "8", "12")),
-        (vgg16(width=2, hidden=4, dtype=DOUBLE), images(2, 3, 32), ("5", "12", "22", "32", "42", "46", "48")),
+        (vgg(width=2, hidden=4, dtype=DOUBLE), images(2, 3, 32), ("5", "12", "22", "32", "42", "46", "48")),
         (mlp((4, 5, 6, 3)), draws(2, 4), ("2", "4")),
         (small("wrn28"), images(2), ("block1", "block2", "block3", "block4")),
     ],

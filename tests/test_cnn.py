@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets.cnn import simple_cnn, vgg16
+from nets.cnn import simple_cnn, vgg
 from nets.resnet import resnet
 
 
@@ -18,7 +18,7 @@ def test_parameter_counts_are_the_published_ones():
     convolutions = sum(9 * a * b + b for a, b in zip(
         [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512],
         [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512], strict=True))  # fmt: skip
-    assert count(vgg16()) == convolutions + 2 * (512 * 512 + 512) + 512 * 10 + 10
+    assert count(vgg()) == convolutions + 2 * (512 * 512 + 512) + 512 * 10 + 10
 
 
 def test_initial_weights_have_the_stated_laws():
@@ -28,21 +28,21 @@ def test_initial_weights_have_the_stated_laws():
             bound = (6 / (receptive * (part.weight.shape[0] + part.weight.shape[1]))) ** 0.5
             assert bound * 0.98 < part.weight.abs().max() <= bound
             assert part.bias.abs().max() == 0
-    for part in vgg16(width=16, hidden=128, seed=3):
+    for part in vgg(width=16, hidden=128, seed=3):
         if isinstance(part, nn.Conv2d | nn.Linear) and part.weight.numel() > 2000:
             scale = (2 / part.weight[0].numel()) ** 0.5
             assert part.weight.std().item() == pytest.approx(scale, abs=4 * scale / (2 * part.weight.numel()) ** 0.5)
     state = torch.random.get_rng_state()
-    first, second = vgg16(width=4, hidden=8, seed=1), vgg16(width=4, hidden=8, seed=1)
+    first, second = vgg(width=4, hidden=8, seed=1), vgg(width=4, hidden=8, seed=1)
     assert torch.equal(first[0].weight, second[0].weight)
-    assert not torch.equal(first[0].weight, vgg16(width=4, hidden=8, seed=2)[0].weight)
+    assert not torch.equal(first[0].weight, vgg(width=4, hidden=8, seed=2)[0].weight)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
 @pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU])
 def test_vgg_runs_forward_and_backward(norm, activation):
-    network = vgg16(classes=7, width=8, hidden=16, norm=norm, activation=activation, size=64)
+    network = vgg(classes=7, width=8, hidden=16, norm=norm, activation=activation, size=64)
     out = network(torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert out.shape == (3, 7)
     out.square().sum().backward()
@@ -50,6 +50,6 @@ def test_vgg_runs_forward_and_backward(norm, activation):
 
 
 def test_sizes_that_make_no_network():
-    for wrong in (lambda: vgg16(size=28), lambda: vgg16(width=0), lambda: simple_cnn(size=6)):
+    for wrong in (lambda: vgg(size=28), lambda: vgg(width=0), lambda: simple_cnn(size=6)):
         with pytest.raises(ValueError, match="choose"):
             wrong()
