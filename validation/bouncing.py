@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import xarray as xr
@@ -42,12 +43,19 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     found = mlp_windows(settings, device, progress, root)
     progress("tiny ResNet without BatchNorm")
     objective = digits_objective(lambda: resnet((4, 8), activation=nn.Tanh, dtype=FLOAT), options.resnet_images, device)
-    (state,) = trained(objective, [RESNET], options.resnet_steps, root)
-    window = observe(objective, RESNET, state, max(settings.replicates // 2, 2), 100, 200, 24, root)
+
+    def residual() -> Window:
+        (state,) = trained(objective, [RESNET], options.resnet_steps, root)
+        return observe(objective, RESNET, state, max(settings.replicates // 2, 2), 100, 200, 24, root)
+
+    window = progress.kept("residual network", residual)
     found.append((window, resnet_checks(window)))
     progress("diagonal network with label noise")
     problem = gaussian_sparse(80, 200, 20).to(device)
-    window = observe_diagonal(problem, DIAGONAL, 3000, 4 * settings.replicates, 200, 400, options.directions, root)
+    runs = 4 * settings.replicates
+    window = progress.kept(
+        "diagonal", lambda: observe_diagonal(problem, DIAGONAL, 3000, runs, 200, 400, options.directions, root)
+    )
     found.append((window, diagonal_checks(window)))
     progress.close()
     series = dataset([window for window, _ in found])
@@ -73,23 +81,24 @@ def mlp_windows(
     shuffled = Setting("MLP", plain[middle].step_size, 32, reshuffled=True)
 
     def look(at: Objective, setting: Setting, state: tuple[Tensor, Tensor]) -> None:
-        window = observe(at, setting, state, runs, options.burn_in, options.window, options.directions, root)
+        window = progress.kept(
+            f"window {len(found)}",
+            lambda: observe(at, setting, state, runs, options.burn_in, options.window, options.directions, root),
+        )
         found.append((window, mlp_checks(window)))
 
     progress(f"digits MLP, {len(plain) + 2} settings at B=32 x {runs} replicas")
-    states = trained(objective, [*plain, MOMENTUM], options.steps, root)
+    states = progress.kept("trained", lambda: trained(objective, [*plain, MOMENTUM], options.steps, root))
     for setting, state in zip([*plain, MOMENTUM, shuffled], [*states, states[middle]], strict=True):
         look(objective, setting, state)
     progress(f"SDE in the complement of the bouncing directions, and GD, {plain[middle].label}")
     window, checks = found[middle]
-    checks += [
-        *orthogonal_checks(objective, window, settings, root),
-        claims.descent_check(window, descended(objective, window)),
-    ]
+    checks += progress.kept("orthogonal SDE", lambda: orthogonal_checks(objective, window, settings, root))
+    checks.append(claims.descent_check(window, descended(objective, window)))
     rectified = digits_objective(lambda: mlp(activation=nn.ReLU, dtype=FLOAT), options.images, device)
     for at, setting in ((objective, SMALL_BATCH), (objective, EDGE), (rectified, RELU)):
         progress(f"digits {setting.label}")
-        (state,) = trained(at, [setting], options.steps, root)
+        (state,) = progress.kept(f"trained {setting.label}", partial(trained, at, [setting], options.steps, root))
         look(at, setting, state)
     return found
 

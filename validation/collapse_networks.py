@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -107,22 +108,30 @@ def network_checks(settings: RunSettings, device: torch.device, progress: Progre
     """All checks about networks, and their series. The networks are small: they run on the CPU whatever the device."""
     quick, seed = settings.size == "quick", seed_of(SUITE, "networks") % 2**31
     progress("invariant sets: proofs, and SGD that starts on them")
-    checks = [_proofs(), _invariance(8 if quick else 200, seed), _counts(seed)]
+    checks = progress.kept("sets", lambda: [_proofs(), _invariance(8 if quick else 200, seed), _counts(seed)])
     runs = RELEASES if quick else RELEASES + MORE_RELEASES
     replicates = 16 * settings.replicates
     progress(f"SGD next to invariant sets, {len(runs) + 1} settings x {replicates} seeds")
-    released = [(setting, release(setting, replicates, seed)) for setting in (*runs, HEAVY)]
+    released = [
+        (setting, progress.kept(f"release {setting.label}", partial(release, setting, replicates, seed)))
+        for setting in (*runs, HEAVY)
+    ]
     for setting, run in released:
         checks += [_heavy_check(setting, run)] if setting.momentum else _near_checks(setting, run)
     names = ["GELU"] if quick else list(ACTIVATIONS)
     progress(f"growth of every unit on digits, {', '.join(names)}")
-    windows = {name: growth_window(ACTIVATIONS[name], settings.replicates, seed) for name in names}
+    windows = {
+        name: progress.kept(f"growth {name}", partial(growth_window, ACTIVATIONS[name], settings.replicates, seed))
+        for name in names
+    }
     for name, (units, pairs) in windows.items():
         checks += [_slope_check(units, f"units, 16-24-10 {name}"), _slope_check(pairs, f"pairs, 16-24-10 {name}")]
         checks.append(_rank_check(units, f"units, 16-24-10 {name}, {settings.replicates} seeds"))
     networks = 2 if quick else settings.replicates // 16
     progress(f"collapsed layers of convolutional networks, 2 step sizes x {networks} seeds")
-    similarities, counts = _similarities(400 if quick else 3000, networks, seed)
+    similarities, counts = progress.kept(
+        "collapsed layers", lambda: _similarities(400 if quick else 3000, networks, seed)
+    )
     checks.append(_steps_check(counts))
     series = {**_course(released), **_growth_series(windows), **similarities}
     progress.close()

@@ -40,6 +40,7 @@ MISSES = {0.25: (MISS, MISS), 0.282: (MISS, MISS), 0.3: (MISS, OK)}
 # below it.
 CLOSURE_MISSES = {2000: MISSES, 9900: MISSES | {0.15: (OK, MISS)}}
 """Where the closure is known to miss what a useful one would reach: verdicts expected of (ln α, level)."""
+SDE_ETAS = [0.1, 0.5]
 SDE_STEPS = {"quick": 1000, "standard": 3000, "paper": 5000}
 
 
@@ -62,10 +63,12 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
         Schedule(options.large_step, ((at, by),)) for at, by in zip(options.decay_at, options.decay_by, strict=True)
     ]
     progress(f"SGD on Gaussian data, {len(schedules)} schedules x {len(seeds)} seeds")
-    ensemble = measure(gaussian, start, schedules, options.steps, seeds)
+    ensemble = progress.kept("SGD, Gaussian", lambda: measure(gaussian, start, schedules, options.steps, seeds))
     table_schedules = [Schedule(eta) for eta in sorted(options.table_step_sizes)]
     progress(f"SGD on the table, {len(table_schedules)} schedules x {len(seeds)} seeds")
-    table_ensemble = measure(table, table_start, table_schedules, options.table_steps, seeds)
+    table_ensemble = progress.kept(
+        "SGD, table", lambda: measure(table, table_start, table_schedules, options.table_steps, seeds)
+    )
 
     progress("α-decay and end points")
     constant = len(options.step_sizes)
@@ -90,8 +93,12 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     labels = [schedule.label for schedule in schedules]
     checks += claims.order_checks(gaussian, labels, falling, ensemble.finite)
 
-    checks += gd_checks(options, device, progress)
-    checks += ab_initio_checks(settings, device, progress)
+    progress("GD, 5 schedules")
+    checks += progress.kept("GD", lambda: gd_checks(options, device))
+    progress(f"SDE with its own loss, {len(SDE_ETAS)} step sizes x {4 * settings.replicates} paths")
+    checks += progress.kept("own loss", lambda: own_loss_checks(settings, device))
+    progress(f"mean-field closure, {CLOSURE_STEPS[settings.size]} steps")
+    checks += progress.kept("closure", lambda: closure_checks(settings, device))
     progress("loss surface")
     plane = surface(device)
     progress.close()
@@ -196,13 +203,12 @@ def exact_law(problem: Regression, start: DiagonalState, seeds: Sequence[int]) -
     return checks
 
 
-def gd_checks(options: DiagonalSettings, device: torch.device, progress: Progress) -> list[Check]:
+def gd_checks(options: DiagonalSettings, device: torch.device) -> list[Check]:
     """Gradient descent, which has no noise: below and beyond the edge of stability."""
     problem = gaussian_sparse(40, 100, 20).to(device)
     start = initial_state(problem, options.initial_scale)
     schedules = [Schedule(0.02), Schedule(2.0)]
     schedules += [Schedule(3.53, ((at, by),)) for at, by in ((0.1, 4.8), (0.3, 3.4), (0.5, 1.5))]
-    progress("GD, 5 schedules")
     run = gd(problem, start, schedules, min(options.steps, 20_001))
     checks = []
     for c, schedule in enumerate(schedules):
@@ -212,16 +218,14 @@ def gd_checks(options: DiagonalSettings, device: torch.device, progress: Progres
     return checks
 
 
-def ab_initio_checks(settings: RunSettings, device: torch.device, progress: Progress) -> list[Check]:
-    """The SDE with its own loss, and the mean-field closure, against SGD."""
+def own_loss_checks(settings: RunSettings, device: torch.device) -> list[Check]:
+    """The SDE with its own loss against SGD."""
     options, checks = settings.diagonal, []
     small = gaussian_sparse(40, 60, 6).to(device)
     start = initial_state(small, options.initial_scale)
     paths, steps = 4 * settings.replicates, SDE_STEPS[settings.size]
-    etas = [0.1, 0.5]
-    progress(f"SDE with its own loss, {len(etas)} step sizes x {paths} paths")
     root = seed_of("diagonal ab initio")
-    schedules = [Schedule(eta) for eta in etas]
+    schedules = [Schedule(eta) for eta in SDE_ETAS]
     every = torch.arange(steps)
     mean_loss = {
         "loss": Probe(standard_measurements(small)["train loss"], every, small.X.new_full((steps,), 1 / steps))
@@ -229,18 +233,22 @@ def ab_initio_checks(settings: RunSettings, device: torch.device, progress: Prog
     real = sgd(small, start, schedules, steps, seeds=range(4 * paths), root_seed=root, probes=mean_loss)
     change = (real.final.log_alpha - start.log_alpha).mean(-1)
     quiet = gd(small, start, schedules, steps, probes=mean_loss)["loss"].values[-1]
-    for c, eta in enumerate(etas):
+    for c, eta in enumerate(SDE_ETAS):
         simulated = ab_initio.simulate(small, start, eta, steps, paths, root)
         rival = ab_initio.isotropic(small, start, eta, steps, settings.replicates, root) if c == 0 else None
         # Known: where the loss stabilises, the SDE's own loss stays below SGD's.
         expected = Verdict.AGREES if eta < 0.3 else Verdict.DISAGREES
         seen = ab_initio.Measured(change[c], real["loss"].values[-1][c], real.finite[c], float(quiet[c, 0]))
         checks += ab_initio.sde_checks(small, eta, seen, simulated, rival, expected)
+    return checks
 
+
+def closure_checks(settings: RunSettings, device: torch.device) -> list[Check]:
+    """The mean-field closure against SGD."""
+    options = settings.diagonal
     problem = gaussian_sparse(options.n, options.d, options.nonzero).to(device)
     start, steps = initial_state(problem, options.initial_scale), CLOSURE_STEPS[settings.size]
     schedules = [Schedule(eta) for eta in CLOSURE_ETAS]
-    progress(f"mean-field closure, {steps} steps")
     record = torch.arange(0, steps + 1, 10)
     closure = mean_field_closure(problem, start.log_a, start.log_b, stack_step_sizes(schedules, steps), record)
     second_half = torch.arange(steps // 2, steps + 1, 20)
@@ -249,10 +257,9 @@ def ab_initio_checks(settings: RunSettings, device: torch.device, progress: Prog
     seeds = range(min(64 * settings.replicates, 4096))
     real = sgd(problem, start, schedules, steps, seeds=seeds, root_seed=seed_of("closure"), probes=probes)
     change = (real.final.log_alpha - start.log_alpha).mean(-1)
-    checks += ab_initio.closure_checks(
+    return ab_initio.closure_checks(
         problem, CLOSURE_ETAS, closure, start, change, real["level"].values[-1], real.finite, CLOSURE_MISSES[steps]
     )
-    return checks
 
 
 def _dataset(run: Trajectory, schedules: Sequence[Schedule], prefix: str) -> xr.Dataset:

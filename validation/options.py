@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -
         else:
             several = get_origin(hint) is tuple
             default = field.default
-            shown = " ".join(f"{part:g}" for part in default) if several else default  # type: ignore[union-attr]
+            shown = " ".join(part if isinstance(part, str) else f"{part:g}" for part in default) if several else default  # type: ignore[union-attr]
             choices = "|".join(get_args(hint)) if get_origin(hint) is Literal else field.name.split("_")[-1].upper()
             note = f" (default: {shown})" if shown != "" else ""
             parser.add_argument(

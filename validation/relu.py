@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,17 +43,19 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     """All checks of the suite. Everything runs on the CPU in float64, where the compiled loops are."""
     options, few = settings.relu, settings.replicates
     fewer = max(few // 2, 2) if settings.size == "quick" else few
-    cells = [
-        (two_layer_experiment(options), options.seed_factor * few),
-        (three_layer_experiment(options), fewer),
-        (one_dimensional_experiment(options), fewer),
-    ]
+    known = (  # with the step size and burn-in at which its path is looked at
+        (two_layer_experiment(options), options.seed_factor * few, 0.26, 300),
+        (three_layer_experiment(options), fewer, 0.1, 300),
+        (one_dimensional_experiment(options), fewer, 0.0004, 100),
+    )
+    cells = [cell for cell in known if cell[0].name in options.experiments]
     checks: list[Check] = []
     progress("ReLU networks: balance and growth along SGD's path")
-    for (experiment, _), (eta, burn_in) in zip(cells, ((0.26, 300), (0.1, 300), (0.0004, 100)), strict=True):
-        checks += path_checks(experiment, eta, min(burn_in, experiment.steps), few)
+    for experiment, _, eta, burn_in in cells:
+        work = partial(path_checks, experiment, eta, min(burn_in, experiment.steps), few)
+        checks += progress.kept(f"path {experiment.name}", work)
     series: list[xr.Dataset] = []
-    for experiment, seeds in cells:
+    for experiment, seeds, *_ in cells:
         found, dataset = compare(experiment, seeds, options, progress)
         checks += found
         series.append(dataset)
@@ -103,13 +106,13 @@ def compare(
     """SGD against the SDE on every schedule, and the order of the schedules."""
     root, name = seed_of(f"relu {experiment.name}") % 2**62, experiment.name
     progress(f"SGD, {name}: {len(experiment.schedules)} schedules x {seeds} seeds")
-    real = sgd_ensemble(experiment, range(seeds), root)
+    real = progress.kept(f"SGD {name}", lambda: sgd_ensemble(experiment, range(seeds), root))
     flow = gradient_flow(experiment)
     predicted: list[Ensemble | None] = []
     checks: list[Check] = []
     for c, schedule in enumerate(experiment.schedules):
         progress(f"SDE, {name}: {schedule.label}")
-        cell = Cell(experiment, schedule, real[c], flow, root, options)
+        cell = Cell(experiment, c, real[c], flow, root, options, progress)
         predicted.append(cell.given() if cell.survivors > 1 else None)
         if predicted[-1] is not None:
             checks += given_checks(cell, predicted[-1])
@@ -118,7 +121,9 @@ def compare(
     decaying = [c for c, schedule in enumerate(experiment.schedules) if is_large(experiment, c)]
     if len(decaying) > 2:
         # SGD costs little beside the SDEs, and a trend over schedules needs more seeds than they do.
-        trend = real if len(real[0].finite) >= ORDERED else sgd_ensemble(experiment, range(ORDERED), root)
+        trend = real
+        if len(real[0].finite) < ORDERED:
+            trend = progress.kept(f"trend {name}", lambda: sgd_ensemble(experiment, range(ORDERED), root))
         for observable in ("rank", "sparsity"):
             checks.append(
                 claims.order_check(
@@ -145,10 +150,12 @@ class Cell:
     """One schedule of an experiment: SGD's runs, and the SDEs told their levels."""
 
     def __init__(
-        self, experiment: Experiment, schedule: Schedule, real: Ensemble, flow: Ensemble, root: int,
-        options: ReluSettings,
+        self, experiment: Experiment, number: int, real: Ensemble, flow: Ensemble, root: int, options: ReluSettings,
+        progress: Progress,
     ) -> None:  # fmt: skip
+        schedule = experiment.schedules[number]
         self.experiment, self.schedule, self.real, self.flow = experiment, schedule, real, flow
+        self._number, self._progress = number, progress
         self._root, self._substeps = root, options.substeps
         self._rows = torch.nonzero(real.finite).flatten()
         self.survivors = len(self._rows)
@@ -160,7 +167,10 @@ class Cell:
 
     def run(self, covariance: Callable[[StepClock], Covariance], paths: int, stream: str) -> Ensemble:
         """An SDE on this schedule."""
-        return simulate(self.experiment, self.schedule, covariance, paths, self._root, stream, self._substeps)
+        return self._progress.kept(
+            f"SDE {self.experiment.name} {self._number}: {stream}",
+            lambda: simulate(self.experiment, self.schedule, covariance, paths, self._root, stream, self._substeps),
+        )
 
     def given(self, minibatch: Minibatch | None = None) -> Ensemble:
         """Label noise at each surviving run's measured level."""

@@ -24,6 +24,14 @@ def _positive(name: str, *values: float) -> None:
             raise SettingsError(f"{name} {value:g} is not usable: choose a positive number.")
 
 
+def _chosen(experiments: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in experiments:
+        if name not in known:
+            raise SettingsError(f"there is no experiment '{name}': choose among {', '.join(known)}.")
+    if not experiments:
+        raise SettingsError(f"experiments must not be empty: choose among {', '.join(known)}.")
+
+
 @dataclass(frozen=True)
 class DiagonalSettings:
     """Suite ``diagonal``: label-noise SGD on diagonal linear networks."""
@@ -106,10 +114,15 @@ class BouncingSettings:
             raise SettingsError("a window below 60 steps or fewer than 24 directions decides nothing: choose more.")
 
 
+COLLAPSE = ("quartic-well", "neuron", "teacher-student", "toy", "linear-network", "networks")
+RELU = ("two-layer", "three-layer", "1d")
+
+
 @dataclass(frozen=True)
 class CollapseSettings:
     """Suite ``collapse``: noise that vanishes on an invariant set draws networks onto it."""
 
+    experiments: tuple[str, ...] = option(COLLAPSE, "which to run")
     mu: float = option(1.5, "depth of the quartic well")
     paths: int = option(20_000, "paths that test its stationary law")
     samples: int = option(32, "samples of the single neuron")
@@ -123,12 +136,14 @@ class CollapseSettings:
         _positive("sigma", *self.sigmas)
         if not self.sigmas or self.toy_steps < 6000:
             raise SettingsError("sigmas must not be empty, and the toy needs 6000 steps or more.")
+        _chosen(self.experiments, COLLAPSE)
 
 
 @dataclass(frozen=True)
 class ReluSettings:
     """Suite ``relu``: ReLU networks, the label-noise SDE against SGD."""
 
+    experiments: tuple[str, ...] = option(RELU, "which to run")
     two_layer_steps: int = option(14_126, "SGD steps of the two-layer teacher-student")
     three_layer_steps: int = option(10_001, "SGD steps of the three-layer teacher-student")
     one_dimensional_steps: int = option(31_623, "SGD steps of the one-dimensional regression")
@@ -138,7 +153,9 @@ class ReluSettings:
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            _positive(name.replace("_", " "), getattr(self, name))
+            if name != "experiments":
+                _positive(name.replace("_", " "), getattr(self, name))
+        _chosen(self.experiments, RELU)
 
 
 @dataclass(frozen=True)

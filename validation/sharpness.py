@@ -6,7 +6,10 @@ fixed here; seeds count initial weights and minibatches together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 import xarray as xr
@@ -72,6 +75,7 @@ EARLY = 20.0
 GAMMAS = (1.0, 0.5, 0.01)
 TOP = 5
 SIGN_ONLY = 1.0
+Part = Callable[["Setup"], tuple[list[Check], xr.Dataset]]
 LAST = 4
 """Looks averaged at the end of a nudged run, so that one swing of the loss does not decide."""
 
@@ -127,11 +131,17 @@ def sharpness_checks(settings: RunSettings, device: torch.device, progress: Prog
         (f"Nudged-SGD, {len(GAMMAS)} γ and a control", _nudged),
     ):
         progress(label)
-        found, series = part(world)
+        found, series = progress.kept(label, partial(_plain, part, world))
         checks += found
-        parts.append(series)
+        parts.append(xr.Dataset.from_dict(series))
     progress.close()
     return checks, xr.merge(parts)
+
+
+def _plain(part: Part, world: Setup) -> tuple[list[Check], dict[Any, Any]]:
+    """A part's checks and series, the series as arrays."""
+    checks, series = part(world)
+    return checks, series.to_dict(data="array")
 
 
 def _order(
