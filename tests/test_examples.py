@@ -27,3 +27,17 @@ def test_own_model():
     # Per step the law is exact; what differs is the course of the residuals, to an order in η the SDE drops.
     allowed = 4 * (float(real_error) ** 2 + float(error) ** 2) ** 0.5 + 0.1 * abs(float(real))
     assert abs(float(real) - float(simulated)) < allowed
+
+
+def test_train_images(tmp_path):
+    script = ROOT / "examples" / "train_images.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 60
+    command = [sys.executable, str(script), "--steps", "40", "--seeds", "1", "--out", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""}
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    losses = [float(loss) for loss in re.findall(r"step \d+: test loss (\S+),", shown.stdout)]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
+    assert len(re.findall(r"block \S+: sparsity coefficient 0\.\d+, without", shown.stdout)) >= 2
+    assert (tmp_path / "seed-0.pt").exists()
