@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from nets.diagonal_torch import Engine, LiteralEngine, MultiplicativeEngine
 from nets.sampling import Draws
 from nets.update import Update
 from theory import observables
+from theory.device import has_triton, interprets_triton
 from theory.diagonal import DiagonalState
 from theory.minibatch import Minibatch
 from theory.problem import Regression
@@ -21,8 +22,9 @@ from theory.schedule import Schedule, StepSizes, stack_step_sizes
 from theory.trajectory import Probe, Recorder, Trajectory
 
 BLOCK = 1024
-SEEN_BYTES = 2**21  # of recorded states that are kept until they are measured together
-EngineName = Literal["auto", "compiled", "multiplicative", "literal"]
+SEEN_BYTES, SEEN_BYTES_ON_GPU = 2**21, 2**29  # of recorded states that are kept until they are measured together
+MOST_FEATURES_ON_CHIP = 8192
+EngineName = Literal["auto", "compiled", "triton", "multiplicative", "literal"]
 
 
 def initial_state(problem: Regression, u0: float | Tensor = 0.1, v0: float | Tensor = 0.0) -> DiagonalState:
@@ -74,8 +76,8 @@ def sgd(
         update: options beside the plain step.
         probes: what to measure; functions see states of shape (schedules, seeds, d).
         indices: samples to visit instead of random ones, shape (seeds, steps) or (seeds, steps, B).
-        engine: ``compiled`` (CPU, float64), ``multiplicative`` (torch) or ``literal`` (torch, in u and v); ``auto``
-            takes the first that can do what is asked.
+        engine: ``compiled`` (CPU, float64), ``triton`` (CUDA, float64), ``multiplicative`` (torch) or ``literal``
+            (torch, in u and v); ``auto`` takes the first that can do what is asked. All see the same draws.
         progress: called with the number of steps done.
 
     Returns:
@@ -89,19 +91,22 @@ def sgd(
         raise ValueError(f"{steps} steps with {len(seeds)} seeds is not a run: give steps >= 0 and at least one seed.")
     eta = stack_step_sizes(schedules, steps).numpy()
     recorder = Recorder(probes or {}, steps)
-    draws = Draws(problem.n, batch, seeds, steps, root_seed, update.label_noise, indices)
+    engine = _engine_name(engine, problem, update)
+    on_device = problem.X.device if engine == "triton" else None
+    draws = Draws(problem.n, batch, seeds, steps, root_seed, update.label_noise, indices, on_device)
     runner = _engine(engine, problem, start.expand(len(schedules), len(seeds)), update)
     shape = (len(schedules), len(seeds))
     records = np.array([stop for stop in recorder.stops if stop < steps], dtype=np.int64)
-    most = max(1, SEEN_BYTES // (24 * runner.state().a.numel()))
+    together = SEEN_BYTES if problem.X.device.type == "cpu" else SEEN_BYTES_ON_GPU
+    most = max(1, together // (24 * runner.state().a.numel()))
     for begin in range(0, steps, BLOCK):
         length = min(BLOCK, steps - begin)
         index, shift = draws.block(begin, length)
         at = records[(records >= begin) & (records < begin + length)] - begin
         for first, last in itertools.pairwise([0, *at[most::most].tolist(), length]):
             now = begin + first
-            draw = np.ascontiguousarray(index[:, first:last]), np.ascontiguousarray(shift[:, first:last])
-            sizes, inside = np.ascontiguousarray(eta[:, now : begin + last]), at[(at >= first) & (at < last)] - first
+            draw = _columns(index, first, last), _columns(shift, first, last)
+            sizes, inside = _columns(eta, now, begin + last), at[(at >= first) & (at < last)] - first
             if len(inside):
                 seen = runner.visit(*draw, sizes, now, inside)
                 recorder.record_several((now + inside).tolist(), _shaped(seen, (len(inside), *shape)))
@@ -143,24 +148,54 @@ def valley_projection(
     return _shaped(below, batch)
 
 
-def _engine(name: EngineName, problem: Regression, start: DiagonalState, update: Update) -> Engine:
-    flat = DiagonalState(*(p.flatten(0, -2).clone() for p in (start.a, start.b, start.a_exponent, start.b_exponent)))
-    compilable = problem.X.device.type == "cpu" and problem.X.dtype == torch.float64
+def _engine_name(name: EngineName, problem: Regression, update: Update) -> EngineName:
+    """The engine that runs.
+
+    Raises:
+        ValueError: one that cannot do what is asked.
+    """
+    if name not in get_args(EngineName):
+        raise ValueError(f"there is no engine '{name}': choose {', '.join(get_args(EngineName))}.")
+    double, device = problem.X.dtype == torch.float64, problem.X.device
+    compilable = device.type == "cpu" and double
+    on_chip = double and problem.d <= MOST_FEATURES_ON_CHIP
     if name == "auto":
-        name = "literal" if not update.multiplicative else "compiled" if compilable else "multiplicative"
+        if not update.multiplicative:
+            return "literal"
+        return "compiled" if compilable else "triton" if on_chip and has_triton(device) else "multiplicative"
     if name != "literal" and not update.multiplicative:
         raise ValueError(
             "balance shrinkage, normalised gradients and SAM need the literal engine: choose engine='literal'."
         )
+    if name == "compiled" and not compilable:
+        raise ValueError("the compiled engine needs float64 data on the CPU: choose engine='auto'.")
+    if name == "triton" and not (on_chip and (has_triton(device) or interprets_triton(device))):
+        raise ValueError(
+            "the triton engine needs float64 data of at most 8192 features on a CUDA device with Triton: "
+            "choose engine='auto'."
+        )
+    return name
+
+
+def _engine(name: EngineName, problem: Regression, start: DiagonalState, update: Update) -> Engine:
+    flat = DiagonalState(*(p.flatten(0, -2).clone() for p in (start.a, start.b, start.a_exponent, start.b_exponent)))
     if name == "literal":
         return LiteralEngine(problem, flat, update)
     if name == "multiplicative":
         return MultiplicativeEngine(problem, flat, update)
-    if not compilable:
-        raise ValueError("the compiled engine needs float64 data on the CPU: choose engine='auto'.")
+    if name == "triton":
+        from nets.diagonal_triton import TritonEngine
+
+        return TritonEngine(problem, flat, update.weight_decay, update.averaging)
     from nets.diagonal_compiled import CompiledEngine
 
     return CompiledEngine(problem, flat, update.weight_decay, update.averaging)
+
+
+def _columns(block: Any, first: int, last: int) -> Any:
+    """Steps ``first`` … ``last`` - 1 of draws (an array, or a tensor on its device), contiguous."""
+    part = block[:, first:last]
+    return np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part.contiguous()
 
 
 def _shaped(state: DiagonalState, batch: Sequence[int]) -> DiagonalState:

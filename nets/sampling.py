@@ -6,11 +6,16 @@ A seed's draws depend on (root seed, seed) alone: not on how many seeds run, nor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from theory.minibatch import Minibatch
 from theory.streams import named_generator
+
+if TYPE_CHECKING:
+    from nets.sampling_triton import DeviceBatchStream
 
 
 class BatchStream:
@@ -29,6 +34,17 @@ class BatchStream:
         else:
             draws = [np.argsort(g.random((steps, self._n)), 1)[:, :size].astype(np.int32) for g in self._generators]
         return np.stack(draws)
+
+
+def batch_stream(
+    n: int, batch: Minibatch, seeds: Sequence[int], root_seed: int, device: torch.device | None
+) -> BatchStream | DeviceBatchStream:
+    """The stream of minibatches, drawn on the device where that can be."""
+    if device is None or not (batch.replacement or batch.size == 1):
+        return BatchStream(n, batch, seeds, root_seed)
+    from nets.sampling_triton import DeviceBatchStream
+
+    return DeviceBatchStream(n, batch.size, seeds, root_seed, device)
 
 
 class LabelNoiseStream:
@@ -51,6 +67,7 @@ class Draws:
         batch: minibatch size and sampling; without replacement and of size n it is the full batch.
         label_noise: standard deviation of the label perturbations.
         indices: samples to visit instead of random ones, shape (seeds, steps) or (seeds, steps, B).
+        device: draw minibatches there, the same numbers, where Triton can (with replacement, or of one sample).
 
     Raises:
         ValueError: indices that do not fit or that number no sample, a batch that cannot be drawn.
@@ -58,21 +75,22 @@ class Draws:
 
     def __init__(
         self, n: int, batch: Minibatch, seeds: Sequence[int], steps: int, root_seed: int, label_noise: float,
-        indices: np.ndarray | None,
+        indices: np.ndarray | None, device: torch.device | None = None,
     ) -> None:  # fmt: skip
         self._n, self._seeds, self._label_noise = n, len(seeds), label_noise
         self._given = None if indices is None else _checked(indices, n, len(seeds), steps)
         self.size = batch.size if self._given is None else self._given.shape[2]
         self.full_batch = self._given is None and not batch.replacement and self.size == n
         random = self._given is None and not self.full_batch
-        self._stream = BatchStream(n, batch, seeds, root_seed) if random else None
+        self._stream = batch_stream(n, batch, seeds, root_seed, device) if random else None
         self._noise = LabelNoiseStream(self.size, seeds, root_seed) if label_noise else None
 
-    def block(self, begin: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def block(self, begin: int, length: int) -> tuple[Any, np.ndarray]:
         """Indices (seeds, length, B), int32, and label shifts of the same shape, or of shape (0, 0, 0) for none.
 
-        Blocks have to be asked in order.
+        Blocks have to be asked in order. Indices drawn on a device are a tensor there, all others an array.
         """
+        index: Any
         if self._given is not None:
             index = self._given[:, begin : begin + length]
         elif self._stream is not None:

@@ -11,22 +11,19 @@ import torch
 
 
 def has_triton(device: torch.device) -> bool:
-    """Whether Triton kernels run on the device: CUDA with Triton installed, or the CPU in Triton's interpreter.
-
-    The interpreter (``TRITON_INTERPRET=1``) is for tests: it is slow, and nothing chooses it by itself.
-    A CUDA device without Triton is warned of once.
-    """
-    if device.type == "cuda":
-        if importlib.util.find_spec("triton") is not None:
-            return True
+    """Whether Triton kernels run on the device: CUDA, with Triton installed; without it that is said once."""
+    if device.type != "cuda":
+        return False
+    if importlib.util.find_spec("triton") is None:
         say_once("Triton is not installed, so loops on the GPU run in plain torch: pip install triton.")
         return False
-    return False
+    return True
 
 
-def interprets_triton() -> bool:
-    """Whether Triton kernels run on CPU tensors here, in Triton's interpreter."""
-    return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+def interprets_triton(device: torch.device) -> bool:
+    """Whether kernels run on CPU tensors in Triton's interpreter: for tests, slow, and chosen by nothing itself."""
+    asked = os.environ.get("TRITON_INTERPRET") == "1"
+    return asked and device.type == "cpu" and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
