@@ -15,6 +15,10 @@ UNITS = 1000  # of a block, as published
 CHUNK = 512
 
 
+class DivergedError(ValueError):
+    """A network of which nothing can be measured, because its numbers are NaN or infinite."""
+
+
 @dataclass(frozen=True, eq=False)
 class BlockFeatures:
     """One block's activations.
@@ -60,8 +64,8 @@ def block_features(
         chunk: so many inputs a pass, which bounds memory and changes nothing else beyond rounding.
 
     Raises:
-        ValueError: an unknown block or one that does not run once a pass, inputs that are none, activations that are
-            NaN or infinite.
+        ValueError: an unknown block or one that does not run once a pass, no inputs.
+        DivergedError: activations that are NaN or infinite.
 
     Source: Andriushchenko et al. (2023), whose blocks 1 to 5 are those of ``nets.published_resnets``.
     """
@@ -158,7 +162,7 @@ class _Catcher:
     def features(self) -> BlockFeatures:
         """What was caught."""
         if not self._finite:
-            raise ValueError(
+            raise DivergedError(
                 f"activations of block '{self._name}' are NaN or infinite, so the network has diverged: leave it out."
             )
         share = self._positive.to(torch.float64) / (self._n * self._size)

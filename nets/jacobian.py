@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nets.features import evaluating, moved
+from nets.features import DivergedError, evaluating, moved
 from theory.streams import named_generator
 
 BUDGET = 2**26  # entries at a time
@@ -49,7 +49,8 @@ def jacobian_spectrum(
         seed: of the stream "projection".
 
     Raises:
-        ValueError: no trainable parameter, outputs that do not exist, a Jacobian that is NaN or infinite.
+        ValueError: no trainable parameter or input, outputs that do not exist.
+        DivergedError: a Jacobian that is NaN or infinite.
 
     Source: Halko, Martinsson, Tropp (2011), section 4.6 (the projection).
     """
@@ -74,7 +75,7 @@ def jacobian_spectrum(
                 found.append((part if project is None else project(part)).double())
     J = torch.cat(found)
     if not torch.isfinite(J).all():
-        raise ValueError("the Jacobian has NaN or infinite entries, so the network has diverged: leave it out.")
+        raise DivergedError("the Jacobian has NaN or infinite entries, so the network has diverged: leave it out.")
     return torch.linalg.svdvals(J)
 
 

@@ -1,6 +1,6 @@
 """What a network has learnt, block by block: sparsity coefficient, distinct features, independent neurons; its fit.
 
-A diverged network is told in one sentence; nothing is computed from NaN.
+A diverged network is told in one sentence, or is NaN in a table; nothing is computed from NaN.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nets.features import CHUNK, UNITS, BlockFeatures, block_features, default_blocks, evaluating, moved
+from nets.features import CHUNK, UNITS, BlockFeatures, DivergedError, block_features, default_blocks, evaluating, moved
 from nets.jacobian import network_jacobian_rank
 from nets.objective import CROSS_ENTROPY, Loss
 from nets.unit_layer import UnitLayer
@@ -23,6 +23,8 @@ from theory.streams import named_generator
 
 INPUTS = 21 * 512  # training images, as published
 THRESHOLD = 0.95
+COLUMNS = ("sparsity", "sampled sparsity", "distinct sparsity", "distinct", "independent")
+"""What the columns of :func:`block_table` are."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def measure(
         layers: hidden layers whose neurons are counted; all of them, followed through the module, when None.
 
     Raises:
-        ValueError: a diverged network; arguments that do not fit.
+        ValueError: arguments that do not fit.
+        DivergedError: a diverged network.
 
     Source: Andriushchenko et al. (2023), deep networks, and their code; Chen et al. (2023), Fig. 3, 4 and 6.
     """
@@ -147,7 +150,7 @@ def measure_blocks(
     parameters = {name: p.detach() for name, p in module.named_parameters()}
     for name, p in parameters.items():
         if not torch.isfinite(p).all():
-            raise ValueError(f"'{name}' has NaN or infinite entries, so the network has diverged: leave it out.")
+            raise DivergedError(f"'{name}' has NaN or infinite entries, so the network has diverged: leave it out.")
     names = default_blocks(module, X) if blocks is None else tuple(blocks)
     features = block_features(module, X, names, units=units, chunk=chunk, seed=seed)
     layers = hidden_layers(module, "published") if layers is None else layers
@@ -158,6 +161,25 @@ def measure_blocks(
     ]
     return tuple(_block(name, features.pop(name), [c for c in counts if owners[c.name] == name], threshold)
                  for name in names)  # fmt: skip
+
+
+def block_table(
+    module: nn.Module, X: Tensor, blocks: Sequence[str] | None = None, *, units: int = UNITS,
+    threshold: float = THRESHOLD, layers: Mapping[str, UnitLayer] | None = None, chunk: int = CHUNK, seed: int = 0,
+) -> Tensor:  # fmt: skip
+    """The measures of every block as numbers, shape (blocks, :data:`COLUMNS`), float64; NaN of a diverged network.
+
+    For probes of a run that goes on. Arguments are those of :func:`measure_blocks`.
+    """
+    names = default_blocks(module, X) if blocks is None else tuple(blocks)
+    try:
+        found = measure_blocks(
+            module, X, names, units=units, threshold=threshold, layers=layers, chunk=chunk, seed=seed
+        )
+    except DivergedError:
+        return torch.full((len(names), len(COLUMNS)), math.nan, dtype=torch.float64)
+    rows = [(b.sparsity, b.sampled_sparsity, b.distinct_sparsity, b.distinct, b.independent) for b in found]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _block(name: str, features: BlockFeatures, layers: Sequence[LayerCount], threshold: float) -> BlockMeasures:
@@ -187,7 +209,8 @@ def fit(module: nn.Module, X: Tensor, labels: Tensor, *, loss: Loss = CROSS_ENTR
     """Mean loss and accuracy on inputs X (n, ...) with int64 class numbers (n,), in eval mode.
 
     Raises:
-        ValueError: no samples or labels that do not fit them, a loss that is NaN or infinite.
+        ValueError: no samples, or labels that do not fit them.
+        DivergedError: a loss that is NaN or infinite.
     """
     if labels.shape != X.shape[:1] or labels.dtype != torch.int64 or not len(X) or chunk < 1:
         raise ValueError(
@@ -202,5 +225,5 @@ def fit(module: nn.Module, X: Tensor, labels: Tensor, *, loss: Loss = CROSS_ENTR
             right.append((outputs.argmax(1) == y).sum())
     mean = float(torch.stack(losses).sum()) / len(X)
     if not math.isfinite(mean):
-        raise ValueError(f"the loss on {len(X)} samples is {mean}, so the network has diverged: leave it out.")
+        raise DivergedError(f"the loss on {len(X)} samples is {mean}, so the network has diverged: leave it out.")
     return Fit(mean, int(torch.stack(right).sum()) / len(X), len(X))

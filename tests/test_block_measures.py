@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from nets.cnn import simple_cnn, vgg
-from nets.features import block_activations, block_features, default_blocks
+from nets.features import DivergedError, block_activations, block_features, default_blocks
 from nets.jacobian import jacobian_spectrum, network_jacobian_rank
-from nets.measures import Fit, fit, measure, measure_blocks, measured_subset
+from nets.measures import COLUMNS, Fit, block_table, fit, measure, measure_blocks, measured_subset
 from nets.mlp import empty, mlp
 from nets.objective import SQUARED
 from nets.published_nets import network
@@ -256,6 +256,22 @@ def test_all_measures_at_once_and_on_a_fixed_subset():
     assert measured_subset(X, 12) is X
 
 
+def test_the_table_has_the_measures_in_rows_and_nan_of_a_diverged_network():
+    net, X = small("resnet_tiny"), images(6, size=8)
+    table = block_table(net, X, units=20)
+    assert table.shape == (5, len(COLUMNS))
+    for row, block in zip(table, measure_blocks(net, X, units=20), strict=True):
+        assert row[:4].tolist() == [block.sparsity, block.sampled_sparsity, block.distinct_sparsity, block.distinct]
+        assert row[4].item() == block.independent or block.name == "block5"
+    assert table[4, 4].isnan()
+    for what in ("block2.0.conv1.weight", "block1.0.norm1.running_mean"):
+        net = small("resnet_tiny")
+        net.state_dict()[what].fill_(math.nan)
+        assert block_table(net, X).isnan().all()
+    with pytest.raises(ValueError, match="no block 'x'"):
+        block_table(net, X, ["x"])
+
+
 def broken(value, where="block2.0.conv1.weight"):
     net = small("resnet18_plain").float()
     with torch.no_grad():
@@ -289,6 +305,7 @@ BAD = {
 def test_bad_input_and_divergence_are_one_sentence(sentence):
     with pytest.raises(ValueError, match=sentence) as told:
         BAD[sentence]()
+    assert isinstance(told.value, DivergedError) == any(word in sentence for word in ("NaN", "loss"))
     assert str(told.value).endswith(".")
     assert "\n" not in str(told.value)
 
