@@ -187,7 +187,7 @@ def test_a_module_resumed_ends_bit_for_bit_alike_and_divergence_is_dated():
         ends.append(torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
     assert torch.equal(*ends)
     module, X, y = tiny()
-    wild = ModuleSVAG(module, lambda h, y: h.square().sum(), drawn(X, y, 1, 1), torch.full((9,), 1e100))
+    wild = ModuleSVAG(module, lambda h, y: h.square().sum(), drawn(X, y, 1, 1), torch.full((9,), 1e100, dtype=DOUBLE))
     wild.advance(9)
     assert wild.first_bad_step in (1, 2)
 
