@@ -12,7 +12,7 @@ from nets.features import DivergedError, evaluating, moved
 from theory.streams import named_generator
 
 BUDGET = 2**26  # entries at a time
-COLUMNS = 8  # of a projected Jacobian, per row
+PER_ROW = 8  # columns of a projected Jacobian
 
 
 def network_jacobian_rank(
@@ -38,8 +38,8 @@ def jacobian_spectrum(
 
     Running statistics are used, so that rows belong to single inputs. Where J has more than ``budget`` entries, each
     row (of p entries, padded to a power of two) is multiplied by a fixed random sign per entry and Fourier
-    transformed, and :data:`COLUMNS` random coefficients per row are kept. That projection keeps the rank of J for
-    almost every draw and moves singular values by a factor of about 1 ± √(1/COLUMNS), so that a count above a
+    transformed, and :data:`PER_ROW` random coefficients per row are kept. That projection keeps the rank of J for
+    almost every draw and moves singular values by a factor of about 1 ± √(1/PER_ROW), so that a count above a
     threshold changes only by those within that factor of it.
 
     Args:
@@ -52,7 +52,7 @@ def jacobian_spectrum(
         ValueError: no trainable parameter or input, outputs that do not exist.
         DivergedError: a Jacobian that is NaN or infinite.
 
-    Source: Halko, Martinsson, Tropp (2011), section 4.6 (the projection).
+    Source: Halko, Martinsson, Tropp (2011), the subsampled random Fourier transform.
     """
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     if not trained or not len(X):
@@ -64,7 +64,7 @@ def jacobian_spectrum(
         raise ValueError(f"outputs {chosen} were asked of a network that has {count}: choose from 0 to {count - 1}.")
     p = sum(parameter.numel() for parameter in trained.values())
     rows = len(X) * len(chosen)
-    project = _Fourier(p, min(COLUMNS * rows, p), seed) if rows * p > budget and COLUMNS * rows < p else None
+    project = _Fourier(p, min(PER_ROW * rows, p), seed) if rows * p > budget and PER_ROW * rows < p else None
     at_once = max(budget // p, 1)
     found = []
     with evaluating(module):
