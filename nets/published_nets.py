@@ -118,8 +118,10 @@ def _networks() -> dict[str, Published]:
         for suffix, norm, what in (("", "batch", "BatchNorm"), ("_nobn", "none", "no norm")):
             build = _pooled(partial(jkbfbs_resnet, depth, norm))
             table[f"resnet{depth}{suffix}"] = Published(build, 16, nn.ReLU, f"{JKBFBS}: pre-activation, {what}")
-    table["vgg16"] = Published(_vgg(VGG16, "none"), 64, nn.ReLU, f"{AVPF} and {CKYG}: no norm")
-    table["vgg16_bn"] = Published(_vgg(VGG16, "batch"), 64, nn.ReLU, f"{CKYG}: BatchNorm")
+    table["vgg16"] = Published(_vgg(VGG16, "none"), 64, nn.ReLU, f"{CKYG}: no norm")
+    table["vgg16_bn"] = Published(
+        _vgg(VGG16, "batch"), 64, nn.ReLU, f"{CKYG}: BatchNorm, which the paper has with GELU only"
+    )
     table["vgg16_gelu"] = Published(_vgg(VGG16, "none"), 64, nn.GELU, f"{CKYG}: no norm, GELU")
     table["vgg16_bn_gelu"] = Published(_vgg(VGG16, "batch"), 64, nn.GELU, f"{CKYG}: BatchNorm, GELU")
     table["vgg11_bn"] = Published(
