@@ -50,66 +50,63 @@ def same(one, other):
     return one.step == other.step
 
 
-# One process imports everything, then forks a run again and again and kills it after a random time.
+# One process imports everything, then forks a run again and again and kills it at random, until it gets through.
 KILLER = """
-import os, random, signal, sys, time
-import torch
+import dataclasses, os, pathlib, random, signal, sys, time
+from tests.test_checkpoint import DATA, RECIPE, Checkpoints, Probe, same, small, torch, train_images
 torch.set_num_threads(1)
-from tests.test_checkpoint import DATA, RECIPE, Checkpoints, Probe, digest, same, small, train_images
-import dataclasses, pathlib
 torch.optim.SGD(small().parameters(), 0.1)  # imports what it needs
-folder, kills = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-recipe = dataclasses.replace(RECIPE, steps=60)
-probes = {"loss": Probe(lambda m: m.average(DATA.test_x[:9]).square().sum().detach(), torch.arange(0, 61, 3))}
-def run(path):
-    return train_images(small(), DATA, recipe, probes=probes, checkpoints=path and Checkpoints(path, 1, (30,)))
-start = time.perf_counter()
-alone = run(None)
-taken = time.perf_counter() - start
-draw, done, steps = random.Random(0), 0, []
-while True:
-    child = os.fork()
-    if not child:
-        run(folder / "run.pt")
-        os._exit(0)
-    if done < kills:
-        time.sleep(draw.uniform(0.02, 0.05 + taken / kills))
+folder, wanted = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+recipe = dataclasses.replace(RECIPE, steps=30)
+probes = {"loss": Probe(lambda m: m.average(DATA.test_x[:9]).square().sum().detach(), torch.arange(0, 31, 3))}
+def run(places):
+    return train_images(small(), DATA, recipe, probes=probes, checkpoints=places)
+alone, start = run(None), time.perf_counter()
+run(Checkpoints(folder / "timed.pt", 2))
+taken, draw, kills, found, rounds = time.perf_counter() - start, random.Random(0), 0, set(), 0
+while kills < wanted:
+    places = Checkpoints(folder / f"{rounds}.pt", 2, (12,))
+    while True:
+        child = os.fork()
+        if not child:
+            run(places)
+            os._exit(0)
+        time.sleep(draw.uniform(0, taken))
         os.kill(child, signal.SIGKILL)
-    if os.waitpid(child, 0)[1] == 0:
-        break
-    done += 1
-    if (folder / "run.pt").exists():
-        steps.append(torch.load(folder / "run.pt")["step"])
-assert same(alone, run(folder / "run.pt"))
-assert steps == sorted(steps)
-print("kills", done, "at different steps", len(set(steps)), "kept", (folder / "run-step30.pt").exists())
+        if os.waitpid(child, 0)[1] == 0:
+            break
+        kills += 1
+        found.add(torch.load(places.path)["step"] if places.path.exists() else -1)
+        if kills > 3 * wanted:
+            run(places)
+            break
+    assert same(alone, run(places))
+    assert places.at(12).exists()
+    rounds += 1
+print(rounds, kills, len(found - {-1, 30}))
 """
 
 
-def killed(folder, kills):
+def killed(folder, wanted):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     shown = subprocess.run(
-        [sys.executable, "-c", KILLER, str(folder), str(kills)],
+        [sys.executable, "-c", KILLER, str(folder), str(wanted)],
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=500,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
-    words = shown.stdout.split()
-    return int(words[1]), int(words[5]), words[7] == "True"
+    rounds, kills, places = map(int, shown.stdout.split())
+    assert rounds >= 1
+    assert kills >= wanted
+    return places
 
 
 def test_killed_a_few_times(tmp_path):
-    kills, places, kept = killed(tmp_path, 6)
-    assert kills >= 3
-    assert places >= 2
-    assert kept
+    assert killed(tmp_path, 4) >= 1
 
 
 @pytest.mark.slow
 def test_killed_many_times(tmp_path):
-    kills, places, kept = killed(tmp_path, 100)
-    assert kills >= 30
-    assert places >= 5
-    assert kept
+    assert killed(tmp_path, 100) >= 10
 
 
 def test_a_time_limit_ends_a_run_that_then_goes_on(tmp_path):

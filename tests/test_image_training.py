@@ -324,6 +324,6 @@ def test_bad_input():
 @pytest.mark.slow
 def test_a_cosine_run_learns_the_digits():
     data = digits(1500, dtype=torch.float32)
-    chosen = Recipe(Cosine(0.2, warmup=0.1), 600, batch_size=64, momentum=0.9, averaging=0.98)
+    chosen = Recipe(Cosine(0.05, warmup=0.1), 600, batch_size=64, momentum=0.9, averaging=0.98)
     run = train_images(resnet((8, 16), dtype=torch.float32), data, chosen)
     assert loss_and_accuracy(run.average, data.test_x, data.test_y, CROSS_ENTROPY)[1] > 0.95
