@@ -1,6 +1,7 @@
 """Sweeps: the same results however many workers, whoever runs the cells, and however often it is killed."""
 
 import csv
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -131,26 +132,68 @@ def test_killed_workers_are_tried_again_and_in_the_end_given_up(tmp_path, monkey
     assert "killed" in faults[1]
 
 
+STANDARD = ["sweep", "stabilization", "--size", "standard", "--samples", "8", "--spread", "0.02:0.1:6"]
+STANDARD += ["--steps", "150:170:4", "--quiet"]  # 24 cells
+
+
+def marks(root):
+    """When each run that is done was done."""
+    return {mark: mark.stat().st_mtime_ns for mark in root.glob(f"stabilization-*/{MARK}")}
+
+
 @pytest.mark.slow
-def test_killed_fifty_times_it_ends_with_the_same_results(tmp_path, reference):
-    """SIGKILL to the whole process group at random moments, then to the end: nothing lost, nothing done twice."""
-    code = "import sys; from validation.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *ARGUMENTS, "--workers", "2", "--out", str(tmp_path), "--quiet"]
-    rng, marks = np.random.default_rng(0), {}
+def test_killed_fifty_times_it_ends_with_the_same_results(tmp_path):
+    """SIGKILL at random moments of a standard sweep, on average a cell apart: no run lost, none done twice."""
+    # Forked from a process that has imported everything: what is killed is at work from its first moment on.
+    multiprocessing.set_forkserver_preload(["validation.commands", "validation.stabilization"])
+    forked = multiprocessing.get_context("forkserver").Process
+
+    def begun(out):
+        process = forked(target=main, args=([*STANDARD, "--workers", "1", "--out", str(out)],))
+        process.start()
+        return process
+
+    whole, out, rng, at_work, seen = tmp_path / "whole", tmp_path / "killed", np.random.default_rng(0), 0, {}
     started = time.perf_counter()
-    subprocess.run([*command[:-2], str(tmp_path / "timing"), "--quiet"], check=True, capture_output=True)
-    whole = time.perf_counter() - started
+    begun(whole).join()
+    longest = 2 * (time.perf_counter() - started) / 24
+    assert len(marks(whole)) == 24
     for _ in range(50):
+        process = begun(out)
+        process.join(rng.uniform(0, longest))
+        at_work += process.is_alive()
+        process.kill()
+        process.join()
+        for mark, time_ns in seen.items():
+            assert mark.stat().st_mtime_ns == time_ns  # neither lost nor done twice
+        seen = marks(out)
+    assert at_work == 50
+    begun(out).join()
+    assert {mark: when for mark, when in marks(out).items() if mark in seen} == seen
+    assert results(out) == results(whole)
+
+
+@pytest.mark.slow
+def test_killed_with_its_workers_it_ends_with_the_same_results(tmp_path, reference):
+    """SIGKILL to the whole process group of a command with two worker processes."""
+    code = "import sys; from validation.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *ARGUMENTS, "--workers", "2", "--quiet", "--out"]
+    rng, seen = np.random.default_rng(1), {}
+    started = time.perf_counter()
+    subprocess.run([*command, str(tmp_path / "timing")], check=True, capture_output=True)
+    whole = time.perf_counter() - started
+    for _ in range(5):
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(rng.uniform(0, 1.1 * whole))
+            [*command, str(tmp_path / "out")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        time.sleep(rng.uniform(0.4 * whole, whole))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for mark in tmp_path.glob(f"stabilization-*/{MARK}"):
-            assert marks.setdefault(mark, mark.stat().st_mtime_ns) == mark.stat().st_mtime_ns  # not done twice
-    subprocess.run(command, check=True, capture_output=True)
-    assert results(tmp_path) == reference
+        assert {mark: when for mark, when in marks(tmp_path / "out").items() if mark in seen} == seen
+        seen = marks(tmp_path / "out")
+    subprocess.run([*command, str(tmp_path / "out")], check=True, capture_output=True)
+    assert results(tmp_path / "out") == reference
 
 
 def test_names_of_cells_do_not_depend_on_the_sweep():
