@@ -1,23 +1,29 @@
 """A single tanh neuron h = w₂ tanh(w₁x) under label noise, as a compiled ensemble over step sizes × paths.
 
 dw = -∇L dt + √η ζ m^{-1/2} Φᵀ dW with one Brownian motion a sample. Two normals a step are enough: ηζ²/m ΦᵀΦ is 2 × 2,
-and its Cholesky factor gives increments of the same law. The sums over samples run over blocks of paths in cache.
+and its Cholesky factor gives increments of the same law, exactly and for every step. What remains of the samples in a
+step are five functions of w₁ alone, which are tabulated once a call, to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
-from simulators.normals import fill_row, normals_key
+from simulators.normals import BLOCK, LANES, fill_block, normals_key
 from simulators.scalar import check_records
 
-PATHS = 128  # that advance together, two normals each
+PATHS = BLOCK // 2  # that advance together, two normals each
 FLOOR = 1e-140  # a path stays where both weights are below this
-TANH_ERROR = 4e-16
-"""Largest relative error of the kernel's tanh against numpy's, checked in the tests."""
+REACH, DENSITY = 24.0, 16  # largest |w₁| max|x| in the table, and intervals in a unit of it
+DEGREE, FUNCTIONS = 7, 8  # of the polynomials; five functions are used, eight are a whole number of vector registers
+TABLE_ERROR = 3e-14
+"""Largest error of a tabulated function, relative to the sizes of its terms; checked for every table."""
 
 
 def single_neuron(
@@ -48,6 +54,8 @@ def single_neuron(
     x, y, eta, w = (np.ascontiguousarray(part, dtype=float) for part in (x, y, step_sizes, start))
     if x.ndim != 1 or x.shape != y.shape or not len(x):
         raise ValueError(f"inputs {x.shape} and targets {y.shape} do not fit: give two lists of the same length.")
+    if not np.isfinite([x, y]).all() or not x.any():
+        raise ValueError("inputs and targets have to be finite, and not all inputs zero: give such samples.")
     if w.ndim != 2 or w.shape[1] != 2 or not np.isfinite(w).all():
         raise ValueError(f"a start of shape {w.shape} is not usable: give finite weights of shape (paths, 2).")
     if eta.ndim != 1 or not (eta >= 0).all() or not dt > 0 or not zeta >= 0:
@@ -55,51 +63,144 @@ def single_neuron(
     at = check_records(records)
     out = np.empty((len(at), len(eta), len(w), 2))
     scale = np.sqrt(eta * zeta**2 * dt / len(x))
-    _advance(x, y, scale, w, float(dt), at, normals_key(root_seed, stream), out)
+    table = tabulate(x, y)
+    _advance(x, y, table.coefficients, table.per_unit, scale, w, dt / len(x), at, normals_key(root_seed, stream), out)
     return out
 
 
-@njit(cache=True, inline="always", error_model="numpy")
-def tanh_parts(w1, two_x, mantissa, bits):  # type: ignore[no-untyped-def]
-    """e^z - 1 = 2^k p + (2^k - 1) for z = 2 w₁ x: p to ``mantissa`` and the bit pattern of 2^k to ``bits``.
+def neuron_sums(x: np.ndarray, y: np.ndarray, w1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a step needs of the samples at weights w₁ > 0 of shape (...), and the sizes of its terms, (..., 5) each.
 
-    In this form tanh = (e^z - 1)/(e^z + 1) keeps its relative accuracy down to the smallest weights.
+    With t = tanh(w₁x) and q = x(1 - t²): Σyt/w₁, Σyq, ‖q‖, ⟨t, q⟩/(‖q‖w₁) and ‖t - q⟨t, q⟩/‖q‖²‖/w₁³, all even and
+    smooth in w₁. The last is the length of the part of p = t - w₁q orthogonal to q; p is of third order in w₁ and is
+    computed so. Sizes: Σ|yt|/w₁, Σ|yq|, ‖q‖, ‖t‖/w₁, ‖p‖/w₁³.
     """
-    for lane in range(len(w1)):
-        z = min(max(two_x * w1[lane], -40.0), 40.0)
-        k = np.floor(z * 1.4426950408889634 + 0.5)
-        r = (z - k * 0.6931471803691238) - k * 1.9082149292705877e-10
-        p = 2.08767569878681e-9  # 1/12!
-        p = p * r + 2.505210838544172e-8
-        p = p * r + 2.755731922398589e-7
-        p = p * r + 2.7557319223985893e-6
-        p = p * r + 2.48015873015873e-5
-        p = p * r + 1.984126984126984e-4
-        p = p * r + 1.3888888888888889e-3
-        p = p * r + 8.333333333333333e-3
-        p = p * r + 4.1666666666666664e-2
-        p = p * r + 1.6666666666666666e-1
-        p = p * r + 0.5
-        mantissa[lane] = (p * r + 1.0) * r
-        bits[lane] = (np.int64(k) + 1023) << 52
+    z = w1[..., None] * x
+    q, t, square = x / np.cosh(z) ** 2, np.tanh(z), 4 * z * z
+    # sinh 2z - 2z = (2z)³/6 (1 + (2z)²/20 (1 + …)) where it would cancel
+    series = 1 + square / 20 * (1 + square / 42 * (1 + square / 72 * (1 + square / 110 * (1 + square / 156))))
+    p = np.where(square < 0.25, (2 * z) ** 3 / 6 * series, np.sinh(2 * z) - 2 * z) / (2 * np.cosh(z) ** 2)
+    length = _norm(q)
+    along = (p * q).sum(-1) / length
+    across = _norm(p - (along / length)[..., None] * q)
+    values = ((y * t).sum(-1) / w1, (y * q).sum(-1), length, length + along / w1, across / w1**3)
+    sizes = (np.abs(y * t).sum(-1) / w1, np.abs(y * q).sum(-1), length, _norm(t) / w1, _norm(p) / w1**3)
+    return np.stack(values, -1), np.stack(sizes, -1)
+
+
+def _norm(rows: np.ndarray) -> np.ndarray:
+    length: np.ndarray = np.sqrt((rows * rows).sum(-1))
+    return length
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronTable:
+    """:func:`neuron_sums` for |w₁| max|x| < ``REACH`` as polynomials, one a function in each of equal intervals.
+
+    Attributes:
+        coefficients: of z^k, z in (-1, 1) over the interval, shape (intervals, DEGREE + 1, FUNCTIONS).
+        per_unit: intervals in a unit of w₁.
+        error: largest error seen between the nodes, relative to the sizes of the terms.
+    """
+
+    coefficients: np.ndarray
+    per_unit: float
+    error: float
+
+    def __call__(self, w1: np.ndarray) -> np.ndarray:
+        """The five functions at weights 0 <= w₁ of shape (...), shape (..., 5)."""
+        row = (w1 * self.per_unit).astype(int)
+        z, rows = 2 * (w1 * self.per_unit - row) - 1, self.coefficients[row, :, :5]
+        return np.einsum("...kf,...k->...f", rows, z[..., None] ** np.arange(DEGREE + 1))
+
+
+def tabulate(x: np.ndarray, y: np.ndarray) -> NeuronTable:
+    """The table for samples (x, y).
+
+    Raises:
+        ValueError: samples for which it is not right to ``TABLE_ERROR``.
+    """
+    angles = (np.arange(DEGREE + 1) + 0.5) * np.pi / (DEGREE + 1)
+    nodes, between = np.cos(angles), np.cos(angles + angles[0])[:-1]
+    per_unit, rows = DENSITY * float(np.abs(x).max()), np.arange(int(REACH * DENSITY))[:, None]
+    values, _ = neuron_sums(x, y, (rows + (nodes + 1) / 2) / per_unit)
+    coefficients = np.zeros((len(rows), DEGREE + 1, FUNCTIONS))
+    coefficients[:, :, :5] = np.linalg.solve(np.vander(nodes, increasing=True), values)
+    at = (rows + (between + 1) / 2) / per_unit
+    values, sizes = neuron_sums(x, y, at)
+    error = float((np.abs(NeuronTable(coefficients, per_unit, 0.0)(at) - values) / (sizes + 1e-300)).max())
+    if not error < TABLE_ERROR:
+        raise ValueError(f"the sums over these samples are tabulated to {error:.1e} only: scale the inputs to about 1.")
+    return NeuronTable(coefficients, per_unit, error)
+
+
+@intrinsic
+def _polynomials(context, coefficients, base, z, values, to):  # type: ignore[no-untyped-def]
+    """values[to + f] = Σ_k coefficients[base + 8k + f] z^k for f < 8: a vector load and a multiply-add a power."""
+
+    def generate(target, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        eight, one = ir.VectorType(ir.DoubleType(), FUNCTIONS), ir.IntType(32)
+
+        def at(array, number, shift):  # type: ignore[no-untyped-def]
+            data = target.make_array(signature.args[array])(target, builder, arguments[array]).data
+            index = builder.add(arguments[number], ir.Constant(arguments[number].type, shift))
+            return builder.bitcast(builder.gep(data, [index]), eight.as_pointer())
+
+        empty = ir.Constant(eight, ir.Undefined)
+        first = builder.insert_element(empty, arguments[2], ir.Constant(one, 0))
+        z = builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(one, FUNCTIONS), [0] * FUNCTIONS))
+        p = builder.load(at(0, 1, FUNCTIONS * DEGREE), align=8)
+        for k in range(DEGREE - 1, -1, -1):
+            product = builder.fmul(p, z, flags=["contract"])
+            p = builder.fadd(product, builder.load(at(0, 1, FUNCTIONS * k), align=8), flags=["contract"])
+        builder.store(p, at(3, 4, 0), align=8)
+        return target.get_dummy_value()
+
+    return types.void(coefficients, base, z, values, to), generate
+
+
+@njit(cache=True, inline="always")
+def _look_up(coefficients, place, values):  # type: ignore[no-untyped-def]
+    """The functions at each lane's ``place``, in intervals, to ``values``, (lanes, FUNCTIONS) in one row."""
+    for lane in range(PATHS):
+        row = np.int64(place[lane])
+        z = 2.0 * (place[lane] - row) - 1.0
+        _polynomials(coefficients, row * (FUNCTIONS * (DEGREE + 1)), z, values, lane * FUNCTIONS)
+
+
+@njit(cache=True)
+def _sum_up(x, y, w1, values):  # type: ignore[no-untyped-def]
+    """The same for one weight w₁ beyond the table, sample by sample, to ``values`` (FUNCTIONS,)."""
+    yt, yq, qq, tq = 0.0, 0.0, 0.0, 0.0
+    for i in range(len(x)):
+        t, q = np.tanh(w1 * x[i]), x[i] / np.cosh(w1 * x[i]) ** 2
+        yt, yq, qq, tq = yt + y[i] * t, yq + y[i] * q, qq + q * q, tq + t * q
+    across = 0.0
+    for i in range(len(x)):
+        rest = np.tanh(w1 * x[i])
+        if qq > 0.0:
+            rest -= tq / qq * x[i] / np.cosh(w1 * x[i]) ** 2
+        across += rest * rest
+    length = np.sqrt(qq)
+    values[0], values[1], values[2] = yt / w1, yq, length
+    values[3] = tq / (length * w1) if length > 0.0 else 0.0
+    values[4] = np.sqrt(across) / w1**3
 
 
 @njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _advance(x, y, scale, start, dt, records, key, out):  # type: ignore[no-untyped-def]
-    levels, m = len(scale), len(x)
-    paths = len(start)
-    blocks = -(-paths // PATHS)
+def _advance(x, y, table, per_unit, scale, start, rate, records, key, out):  # type: ignore[no-untyped-def]
+    levels, paths, intervals = len(scale), len(start), len(table)
+    flat, blocks = table.reshape(-1), -(-paths // PATHS)
     for item in prange(levels * blocks):
         level, block = item // blocks, item % blocks
         first = block * PATHS
         count = min(PATHS, paths - first)
-        w1, w2, xi = np.zeros(PATHS), np.zeros(PATHS), np.empty(2 * PATHS)
-        yt, yd, tt, td, dd = np.empty(PATHS), np.empty(PATHS), np.empty(PATHS), np.empty(PATHS), np.empty(PATHS)
-        mantissa, bits = np.empty(PATHS), np.empty(PATHS, dtype=np.int64)
-        powers = bits.view(np.float64)
+        w1, w2, xi = np.zeros(PATHS), np.zeros(PATHS), np.empty(BLOCK)
+        bits, work = np.empty((2, LANES), np.uint64), np.empty(LANES)
+        place, values = np.empty(PATHS), np.empty((PATHS, FUNCTIONS))
         for lane in range(count):
             w1[lane], w2[lane] = start[first + lane, 0], start[first + lane, 1]
-        rate, kick, done, alive = dt / m, scale[level], 0, True
+        kick, done, alive = scale[level], 0, True
         for r in range(len(records)):
             for step in range(done, records[r]):
                 if step % 256 == 0:
@@ -109,30 +210,26 @@ def _advance(x, y, scale, start, dt, records, key, out):  # type: ignore[no-unty
                     alive = largest > FLOOR
                 if not alive:
                     break
-                fill_row(key, step, item * 2 * PATHS, xi)
-                yt[:], yd[:], tt[:], td[:], dd[:] = 0.0, 0.0, 0.0, 0.0, 0.0
-                for i in range(m):
-                    xi_, yi = x[i], y[i]
-                    tanh_parts(w1, 2.0 * xi_, mantissa, bits)
-                    for lane in range(PATHS):
-                        e = powers[lane] * mantissa[lane] + (powers[lane] - 1.0)
-                        t = e / (e + 2.0)
-                        xd = xi_ - xi_ * t * t
-                        yt[lane] += yi * t
-                        yd[lane] += yi * xd
-                        tt[lane] += t * t
-                        td[lane] += t * xd
-                        dd[lane] += xd * xd
+                fill_block(key, np.uint64(step), item, xi, bits, work)
+                beyond = 0
+                for lane in range(PATHS):
+                    at = abs(w1[lane]) * per_unit
+                    place[lane] = at if at < intervals else 0.0
+                    beyond += at >= intervals
+                _look_up(flat, place, values.reshape(-1))
+                if beyond:
+                    for lane in range(count):
+                        if abs(w1[lane]) * per_unit >= intervals:
+                            _sum_up(x, y, abs(w1[lane]), values[lane])
                 for lane in range(PATHS):
                     a, b = w1[lane], w2[lane]
-                    # ΦᵀΦ = [[b² dd, b td], [b td, tt]] = C Cᵀ, C = [[b √dd, 0], [td/√dd, √(tt - td²/dd)]].
-                    root = np.sqrt(dd[lane])
-                    cross = td[lane] / root
-                    rest = np.sqrt(max(tt[lane] - cross * cross, 0.0))
+                    yt, yq, length = a * values[lane, 0], values[lane, 1], values[lane, 2]
+                    along, across = a * values[lane, 3], a * a * abs(a) * values[lane, 4]
+                    # ΦᵀΦ = C Cᵀ with C = [[b ‖q‖, 0], [along, across]].
                     one, two = kick * xi[lane], kick * xi[PATHS + lane]
-                    new_a = a - rate * b * (b * td[lane] - yd[lane]) + b * root * one
-                    new_b = b - rate * (b * tt[lane] - yt[lane]) + cross * one + rest * two
-                    moves = max(abs(a), abs(b)) > FLOOR
+                    new_a = a + b * (rate * (yq - b * along * length) + length * one)
+                    new_b = b + rate * (yt - b * (along * along + across * across)) + along * one + across * two
+                    moves = abs(a) > FLOOR or abs(b) > FLOOR
                     w1[lane] = new_a if moves else a
                     w2[lane] = new_b if moves else b
             done = records[r]

@@ -101,8 +101,8 @@ def _box_muller(bits, work, first, second):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _block(key, step, block, out, bits, work):  # type: ignore[no-untyped-def]
-    """Normals ``block·BLOCK`` … of a row; ``bits`` (2, LANES) and ``work`` (LANES,) are scratch."""
+def fill_block(key, step, block, out, bits, work):  # type: ignore[no-untyped-def]
+    """Normals ``block·BLOCK`` … of a row to ``out`` (BLOCK,); ``bits`` (2, LANES) and ``work`` (LANES,) are scratch."""
     philox(key, step, np.uint64(block) * np.uint64(LANES), bits[0], bits[1])
     _box_muller(bits[0], work, out[:LANES], out[LANES : 2 * LANES])
     _box_muller(bits[1], work, out[2 * LANES : 3 * LANES], out[3 * LANES :])
@@ -121,9 +121,9 @@ def fill_row(key, step, first, out):  # type: ignore[no-untyped-def]
         block, offset = divmod(first + done, BLOCK)
         count = min(BLOCK - offset, len(out) - done)
         if count == BLOCK:
-            _block(key, step, block, out[done : done + BLOCK], bits, work)
+            fill_block(key, step, block, out[done : done + BLOCK], bits, work)
         else:
-            _block(key, step, block, spare, bits, work)
+            fill_block(key, step, block, spare, bits, work)
             out[done : done + count] = spare[offset : offset + count]
         done += count
 

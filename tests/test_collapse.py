@@ -1,11 +1,12 @@
 """Stochastic collapse in one dimension: criterion, laws of the quartic well, threshold of the single neuron."""
 
+import mpmath
 import numpy as np
 import pytest
 import sympy as sp
 from scipy import stats
 
-from simulators.neuron import single_neuron
+from simulators.neuron import REACH, TABLE_ERROR, neuron_sums, single_neuron, tabulate
 from simulators.normals import fill_row, normals_key
 from simulators.scalar import quartic_well as simulate
 from theory import collapse
@@ -143,6 +144,7 @@ def test_neuron_kernel_is_euler_with_the_same_covariance():
     x, y = neuron_data(32, 0.1, 2)
     start_at = np.random.default_rng(1).standard_normal((200, 2)) * np.array([[0.7, 1.1]])
     start_at[:40] *= 1e-8  # relative accuracy is needed down there
+    start_at[40:44, 0] = [11.0, -15.0, 40.0, -300.0]  # the last are beyond the table
     fast = single_neuron(x, y, [0.3, 1.7], start_at, 0.01, [0, 60], 4, "twin")
     assert (fast[0, 1] == start_at).all()
     key, xi = normals_key(4, "twin"), np.empty(256)
@@ -154,19 +156,64 @@ def test_neuron_kernel_is_euler_with_the_same_covariance():
                 fill_row(key, step, (level * 2 + block) * 256, xi)
                 noise.append(xi.copy().reshape(2, 128).T)
             noise = np.concatenate(noise)[:200]
-            t = np.tanh(w[:, :1] * x)
-            jacobian = np.stack([w[:, 1:] * x * (1 - t**2), t], -1)  # (paths, m, 2)
+            t, slope = np.tanh(w[:, :1] * x), np.cosh(w[:, :1] * x) ** -2
+            jacobian = np.stack([w[:, 1:] * x * slope, t], -1)  # (paths, m, 2)
             drift = -((w[:, 1:] * t - y)[..., None] * jacobian).mean(1)
             one = np.sign(w[:, 1]) * np.sqrt((jacobian[..., 0] ** 2).sum(1))
             cross = (jacobian[..., 0] * jacobian[..., 1]).sum(1) / one
-            rest = np.sqrt(np.maximum((jacobian[..., 1] ** 2).sum(1) - cross**2, 0))
+            rest = np.linalg.norm(jacobian[..., 1] - jacobian[..., 0] * (cross / one)[:, None], axis=1)
             factor = np.stack([np.stack([one, 0 * one], -1), np.stack([cross, rest], -1)], 1)
             gram = np.einsum("pik,pil->pkl", jacobian, jacobian)
             assert np.allclose(factor @ factor.transpose(0, 2, 1), gram, rtol=1e-12, atol=1e-30)
             kick = np.sqrt(eta * 0.01 / 32) * np.einsum("pkl,pl->pk", factor, noise)
             w = w + 0.01 * drift + kick
-        # The rest of the factor is a difference of nearly equal numbers near the origin: 1e-8 of the kick.
-        assert np.allclose(fast[1, level], w, rtol=1e-6, atol=0), np.abs(fast[1, level] / w - 1).max()
+        assert np.allclose(fast[1, level], w, rtol=1e-10, atol=0), np.abs(fast[1, level] / w - 1).max()
+
+
+def test_neuron_sums_keep_their_digits_at_every_size():
+    """Against 40 digits: where tanh z - z/cosh²z is the difference of nearly equal numbers too."""
+    x, y = neuron_data(5, 0.1, 1)
+    for w in (1e-9, 1e-3, 0.13, 0.26, 1.0, 7.0):
+        with mpmath.workdps(60):
+            t = [mpmath.tanh(w * mpmath.mpf(float(part))) for part in x]
+            q = [mpmath.mpf(float(part)) * (1 - value**2) for part, value in zip(x, t, strict=True)]
+            length, along = mpmath.sqrt(sum(part**2 for part in q)), mpmath.fdot(t, q)
+            rest = [a - along / length**2 * b for a, b in zip(t, q, strict=True)]
+            exact = [
+                mpmath.fdot(y, t) / w, mpmath.fdot(y, q), length, along / length / w,
+                mpmath.sqrt(sum(part**2 for part in rest)) / w**3,
+            ]  # fmt: skip
+            assert np.allclose(neuron_sums(x, y, np.array(w))[0], [float(part) for part in exact], rtol=1e-13), w
+
+
+@pytest.mark.parametrize("samples", ["published", "one", "equal", "of all sizes", "some zero", "pairs"])
+def test_neuron_table_is_right_to_its_stated_error(samples):
+    draws = np.random.default_rng(0)
+    x = {
+        "published": neuron_data(32, 0.1, 0)[0], "one": np.array([-3.0]), "equal": np.full(4, 0.2),
+        "of all sizes": 10 ** draws.uniform(-9, 3, 16), "some zero": np.array([0, 0, 1, -0.3]),
+        "pairs": np.array([1.0, -1.0, 0.5, -0.5]),
+    }[samples]  # fmt: skip
+    y = draws.standard_normal(len(x))
+    table = tabulate(x, y)
+    w = np.r_[1e-300, draws.uniform(0, REACH, 2000)] / np.abs(x).max()
+    values, sizes = neuron_sums(x, y, np.maximum(w, 1e-9))
+    assert table.error < TABLE_ERROR
+    assert (np.abs(table(w) - values) <= TABLE_ERROR * sizes).all()
+
+
+def test_noise_of_a_neuron_step_has_the_covariance_of_one_motion_a_sample():
+    """Moments of one step from one point against the literal recursion's, exactly known: mean w - h∇L, ηhζ²/m ΦᵀΦ."""
+    x, y = neuron_data(32, 0.1, 3)
+    paths, eta, h, at = 400_000, 1.5, 0.01, np.array([0.8, -1.3])
+    move = single_neuron(x, y, [eta], np.tile(at, (paths, 1)), h, [1], 0, "moments", zeta=0.7)[0, 0] - at
+    t = np.tanh(at[0] * x)
+    jacobian = np.stack([at[1] * x * (1 - t**2), t], 1)
+    mean, covariance = -h * (at[1] * t - y) @ jacobian / 32, eta * h * 0.49 / 32 * jacobian.T @ jacobian
+    spread = np.sqrt(np.diag(covariance))
+    assert (np.abs(move.mean(0) - mean) < SIGMAS * spread / paths**0.5).all()
+    error = np.sqrt((covariance**2 + np.outer(spread, spread) ** 2) / paths)
+    assert (np.abs(np.cov(move.T) - covariance) < SIGMAS * error).all()
 
 
 def test_shrinking_probability_is_that_of_the_neuron():
@@ -190,6 +237,7 @@ def test_shrinking_probability_is_that_of_the_neuron():
         (lambda: simulate(1.5, [1.0], np.ones(4), 0.1, [5], 0, "x", "heun"), "scheme"),
         (lambda: single_neuron(np.ones(3), np.ones(2), [1.0], np.ones((2, 2)), 0.1, [1], 0, "x"), "same length"),
         (lambda: single_neuron(np.ones(3), np.ones(3), [1.0], np.ones((2, 3)), 0.1, [1], 0, "x"), "paths, 2"),
+        (lambda: single_neuron(np.zeros(3), np.ones(3), [1.0], np.ones((2, 2)), 0.1, [1], 0, "x"), "not all inputs"),
         (lambda: single_neuron(np.ones(3), np.ones(3), [-1.0], np.ones((2, 2)), 0.1, [1], 0, "x"), ">= 0"),
         (lambda: StochasticLogistic(1.0, 2.0, 0.0), "positive"),
     ],
