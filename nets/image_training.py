@@ -272,7 +272,9 @@ class _Run:
     def _enough_memory(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as fault:
+        except RuntimeError as fault:
+            if not isinstance(fault, torch.OutOfMemoryError) and "can't allocate memory" not in str(fault):
+                raise  # the second is what torch says on a CPU
             # A pass that broke off may have touched running statistics; without any the state is still that of now.
             if not list(self.module.buffers()) and not self._has_diverged():
                 self._save()

@@ -40,7 +40,8 @@ class Recipe:
             draws a step, as the theory has it).
         momentum: μ in [0, 1).
         weight_decay: λ ≥ 0, on all parameters, those of norms and biases too.
-        decoupled: θ ← (1 - η_k λ)θ - η_k m instead of λ‖θ‖²/2 in the loss (g + λθ in place of g).
+        decoupled: θ ← (1 - η_k λ)θ - η_k m instead of λ‖θ‖²/2 in the loss (g + λθ in place of g). Composer's decoupled
+            SGD of weight decay w, an option of CKYG's code, shrinks θ by w η_k/η₀: there λ = w/η₀.
         loss: per sample; its mean over the minibatch is differentiated.
         augmentation: of the training images, on the device; None for none.
         label_noise: fresh every step; None for none. Static flips are a data set of their own (nets.label_noise).
@@ -52,7 +53,7 @@ class Recipe:
         sync_batch_norm: several GPUs normalise by the statistics of the whole minibatch, instead of each by its own.
 
     Raises:
-        ValueError: a number that is not usable, Gaussian label noise on a precision that is not there.
+        ValueError: a number that is not usable, a sampling or precision that there is not.
     """
 
     schedule: StepSizes
@@ -170,10 +171,11 @@ def numerics(deterministic: bool, device: torch.device) -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
     cudnn.benchmark, cudnn.deterministic = not deterministic, deterministic
     if deterministic:
-        cudnn.conv.fp32_precision = matmul.fp32_precision = "ieee"
+        cudnn.conv.fp32_precision, matmul.fp32_precision = "ieee", "ieee"
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
         cudnn.benchmark, cudnn.deterministic = chosen
-        cudnn.conv.fp32_precision, matmul.fp32_precision = tf32
+        if deterministic:
+            cudnn.conv.fp32_precision, matmul.fp32_precision = tf32

@@ -255,14 +255,14 @@ def test_steps_of_an_epoch():
 
 
 class Wasteful(nn.Module):
-    def __init__(self):
+    def __init__(self, fault=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")):  # noqa: B008
         super().__init__()
-        self.inner, self.calls = mlp((64, 3, 10)), 0
+        self.inner, self.calls, self.fault = mlp((64, 3, 10)), 0, fault
 
     def forward(self, x):
         self.calls += self.training
         if self.calls > 6:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise self.fault
         return self.inner(x)
 
 
@@ -275,8 +275,11 @@ def test_out_of_memory_is_one_sentence_and_loses_nothing(tmp_path):
     roomy = Wasteful()
     roomy.calls = -100
     assert torch.equal(weights(train_images(roomy, DATA, recipe(), checkpoints=places).module), weights(whole.module))
+    on_cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
     with pytest.raises(MemoryError, match="no checkpoint was written yet"):
-        train_images(Wasteful(), DATA, recipe())
+        train_images(Wasteful(on_cpu), DATA, recipe())
+    with pytest.raises(RuntimeError, match="something else"):
+        train_images(Wasteful(RuntimeError("something else")), DATA, recipe())
 
 
 @pytest.mark.parametrize(
@@ -319,6 +322,42 @@ def test_bad_input():
         FreshNoise("none", 0.1)
     with pytest.raises(ValueError, match="from 0 to 1"):
         FreshNoise("any class", 1.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_is_never_waited_for_and_gives_the_cpus_numbers(compiled):
+    from nets.image_training import _Run
+
+    data, steps = DATA.to("cuda", torch.float32), 20
+    noise, augmentation = FreshNoise("any class", 0.2), Augmentation(1, True, 2)
+    exact = recipe(
+        steps=steps, momentum=0.9, weight_decay=0.01, averaging=0.9, augmentation=augmentation, label_noise=noise
+    )
+    on_gpu = train_images(small(), data, exact)
+    on_cpu = train_images(small(), DATA, exact)
+    assert torch.allclose(weights(on_gpu.module).cpu(), weights(on_cpu.module), rtol=0, atol=1e-10)
+    fast = dataclasses.replace(
+        exact, precision="bfloat16", channels_last=True, compile=compiled, decoupled=True, sampling="replacement"
+    )
+    run = _Run(small("batch"), data, fast, 0, 0, {}, None)
+    run.module.train()
+    for k in range(steps):
+        torch.cuda.set_sync_debug_mode("error" if k > 3 else "default")  # compilation and first calls may wait
+        try:
+            run._advance()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        run.step += 1
+    assert not run._has_diverged()
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training():
+    plain = train_images(small("batch"), DATA, recipe())
+    compiled = train_images(small("batch"), DATA, recipe(compile=True))
+    assert torch.allclose(weights(compiled.module), weights(plain.module), rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow
