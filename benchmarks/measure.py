@@ -1,12 +1,15 @@
 """What all benchmarks share: timing in turns on the same work, a row a comparison, one JSON file each, one table.
 
 A row states the work, who is compared, seconds of each, the ratio round by round (median, least, largest), and a
-checksum of what both sides computed, which have been compared before the clock starts. ``python benchmarks/measure.py``
-prints the table of all results as Markdown.
+checksum of what both sides computed, which have been compared before the clock starts.
+
+Usage: python benchmarks/measure.py [--markdown]
+Prints the table of all results; with ``--markdown`` the rows of the README's table.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -77,20 +80,47 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1, ensure_ascii=False))
+    if rows:
+        print(table(result), end="")
+    for what, value in more.items():
+        print(f"{what}: {value}")
 
 
-def table() -> str:
-    """All saved rows as Markdown."""
-    lines = ["| work | compared with | theirs | here | ratio (least–largest) |", "|---|---|---|---|---|"]
-    for path in sorted(RESULTS.glob("*.json")):
-        for r in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            ratio, unit = r["ratio"], r["unit"]
+def saved() -> list[dict[str, Any]]:
+    """All results that hold comparisons, by name."""
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json")))
+    return [result for result in found if result["rows"]]
+
+
+def table(*results: Mapping[str, Any]) -> str:
+    """Rows with everything they hold, as Markdown."""
+    lines = [
+        "| work | compared with | theirs | here | ratio (least–largest) | checksums: theirs, here |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for r in result["rows"]:
+            unit, sums = r["unit"], r["checksum"]
             lines.append(
                 f"| {r['work']} | {r['peer']} | {_time(r['peer, s'])} a {unit} | {_time(r['here, s'])} a {unit} | "
-                f"{ratio['median']:.3g} ({ratio['least']:.3g}–{ratio['largest']:.3g}) |"
+                f"{_spread(r['ratio'])} | {sums['peer']:.10g}, {sums['here']:.10g} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def readme_table() -> str:
+    """The README's table: the work with its time here, the peer, how many times faster, when and where."""
+    lines = ["| work | compared with | times faster (least–largest) |", "|---|---|---|"]
+    for result in saved():
+        for r in result["rows"]:
+            work = f"{r['work']} ({_time(r['here, s'])} a {r['unit']})"
+            lines.append(f"| {work} | {r['peer']} | {_spread(r['ratio'])} |")
+    places = sorted({f"{result['date']}, {result['machine']}, {result['device']}" for result in saved()})
+    return "\n".join(lines) + f"\n\nRecorded: {'; '.join(places)}.\n"
+
+
+def _spread(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.3g} ({ratio['least']:.3g}–{ratio['largest']:.3g})"
 
 
 def _time(value: float) -> str:
@@ -101,4 +131,6 @@ def _time(value: float) -> str:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--markdown", action="store_true", help="the rows of the README's table")
+    print(readme_table() if parser.parse_args().markdown else table(*saved()), end="")
