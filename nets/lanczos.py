@@ -48,13 +48,19 @@ def eigenpairs(
 
     Lanczos with full reorthogonalisation, AQ = QT + r eᵀ: all residuals are parallel to r and cost nothing. A full
     basis is cut back to the wanted Ritz vectors and half as many again (thick restart). Memory: ``basis`` vectors of p
-    numbers. A warm start begins from the sum of the vectors given: where the operator is the same that takes k
-    products, where it has moved it saves what a random vector needs to find the outliers. (Rayleigh-Ritz on the
-    vectors themselves and the worst residual's direction takes more products than a cold start at tight tolerances.)
+    numbers.
+
+    A warm start begins from the sum of the vectors given. Its one product also tells how far they are from eigenvectors
+    now: where that is within the tolerance, their span is tried first (Rayleigh-Ritz), which takes k products where the
+    operator is the same, and grows by the worst residual until all are small. Elsewhere Lanczos goes on from the sum,
+    which spares what a random vector needs to find the outliers: growing the span by residuals, one at a time or all at
+    once, took no fewer products there. Pairs are then followed, not searched for: an eigenvalue that has overtaken the
+    k-th since may be missed while the vectors given still are eigenvectors.
     Source: Wu, Simon (2000).
 
     Args:
-        start: columns of shape (p, j), e.g. eigenvectors found before; a random vector by default.
+        start: columns of shape (p, j), e.g. eigenvectors found before; a random vector by default. Their span is tried
+            where they are k or more.
         basis: size at which the basis is restarted, max(2k + 20, 40) by default.
         max_products: stop there, converged or not; 20 · basis by default.
         seed: of the random start.
@@ -72,7 +78,14 @@ def eigenpairs(
         raise ValueError(f"tolerance {tolerance} is not usable: choose a positive number.")
     budget = 20 * size if max_products is None else max_products
     space = _Space(operator, size, seed)
-    space.extend(_start(operator, start, seed))
+    given = None if start is None else _columns(operator, start)
+    if given is None:
+        space.extend(torch.randn(p, generator=init_generator(seed), dtype=operator.dtype).to(operator.device))
+    else:
+        space.extend(given.sum(1))
+        off = space.rest - given @ (given.T @ space.rest)
+        if max(k, 2) <= given.shape[1] < p and off.norm() <= tolerance * space.image_size():
+            return _followed(operator, given, space, k, which, tolerance, budget)
     while True:
         values, coordinates = space.ritz(which)
         wanted = min(k, space.count)
@@ -86,12 +99,51 @@ def eigenpairs(
         space.extend(space.rest)
 
 
-def _start(operator: Operator, start: Tensor | None, seed: int) -> Tensor:
-    if start is None:
-        return torch.randn(operator.p, generator=init_generator(seed), dtype=operator.dtype).to(operator.device)
+def _columns(operator: Operator, start: Tensor) -> Tensor:
+    """An orthonormal basis of what was given, shape (p, j); orthonormal columns stay as they are."""
     if start.ndim not in (1, 2) or start.shape[0] != operator.p or not start.numel() or not torch.isfinite(start).all():
         raise ValueError(f"a start of shape {tuple(start.shape)} is not usable: give finite columns ({operator.p}, j).")
-    return start.reshape(operator.p, -1).sum(1).to(operator.dtype)
+    Q, R = torch.linalg.qr(start.reshape(operator.p, -1).to(operator.dtype))
+    return torch.where(R.diagonal() < 0, -Q, Q)
+
+
+def _followed(
+    operator: Operator, given: Tensor, space: _Space, k: int, which: Which, tolerance: float, budget: int
+) -> Eigenpairs:
+    """Rayleigh-Ritz on the span of ``given``, whose normalised sum ``space`` has multiplied already."""
+    products = given.shape[1]
+    turn = torch.eye(products, dtype=given.dtype, device=given.device)
+    turn[:, 0] = 1.0
+    Q = given @ torch.linalg.qr(turn).Q
+    Q[:, 0] = space.Q[:, 0]  # up to its sign it was that already
+    A, limit = torch.cat([space.image(), operator @ Q[:, 1:]], 1), products + space.Q.shape[1]
+    while True:
+        T = Q.T @ A
+        if not torch.isfinite(T).all():
+            raise ValueError(f"the {operator.name} gives NaN: look at the state before the run diverged.")
+        values, coordinates = _ordered((T + T.T) / 2, which)
+        vectors, images = Q @ coordinates[:, :k], A @ coordinates[:, :k]
+        rest = images - vectors * values[:k]
+        norms, scale = rest.norm(dim=0), values.abs().max()
+        rounding = torch.finfo(T.dtype).eps * scale
+        small = bool((norms <= tolerance * scale).all()) or Q.shape[1] == operator.p
+        if small or products >= budget or bool(norms.max() <= rounding):
+            return Eigenpairs(values[:k], vectors, norms.clamp_min(rounding), products, small)
+        if Q.shape[1] >= limit:
+            Q, A = vectors, images
+        worst = rest[:, norms.argmax()]
+        for _ in range(2):
+            worst = worst - Q @ (Q.T @ worst)
+        worst = (worst / worst.norm()).unsqueeze(1)
+        Q, A, products = torch.cat([Q, worst], 1), torch.cat([A, operator @ worst], 1), products + 1
+
+
+def _ordered(T: Tensor, which: Which) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a small matrix, most wanted first."""
+    values, coordinates = torch.linalg.eigh(T)
+    key = {"largest": -values, "smallest": values, "magnitude": -values.abs()}[which]
+    order = key.argsort()
+    return values[order], coordinates[:, order]
 
 
 class _Space:
@@ -136,10 +188,15 @@ class _Space:
 
     def ritz(self, which: Which) -> tuple[Tensor, Tensor]:
         """Ritz values and coordinates, most wanted first."""
-        values, coordinates = torch.linalg.eigh(self._T[: self.count, : self.count])
-        key = {"largest": -values, "smallest": values, "magnitude": -values.abs()}[which]
-        order = key.argsort()
-        return values[order], coordinates[:, order]
+        return _ordered(self._T[: self.count, : self.count], which)
+
+    def image(self) -> Tensor:
+        """A of the only basis vector so far, shape (p, 1)."""
+        return self.Q[:, :1] * self._T[0, 0] + self.rest.unsqueeze(1)
+
+    def image_size(self) -> Tensor:
+        """Its norm."""
+        return torch.hypot(self._T[0, 0], self.rest.norm())
 
     def residuals(self, coordinates: Tensor) -> Tensor:
         """‖Av - λv‖ of Ritz vectors, from r alone; never below rounding."""

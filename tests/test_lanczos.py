@@ -82,6 +82,44 @@ def test_a_warm_start_pays_where_the_operator_has_hardly_changed():
     assert torch.allclose(one.values, cold.values, atol=1e-6)
 
 
+@pytest.mark.parametrize("which", WANTED)
+def test_what_still_are_eigenvectors_costs_one_product_each(which):
+    operator, counter = operator_of(MATRIX)
+    cold = eigenpairs(operator, 4, which, tolerance=1e-6)
+    counter.clear()
+    again = eigenpairs(operator, 4, which, start=cold.vectors, tolerance=2e-6)
+    assert again.products == len(counter) == 4
+    assert again.converged
+    assert torch.allclose(again.values, WANTED[which], atol=1e-9)
+    true = (MATRIX @ again.vectors - again.vectors * again.values).norm(dim=0)
+    assert torch.allclose(again.residuals, true, rtol=0, atol=1e-12)
+    more = eigenpairs(operator, 2, which, start=cold.vectors, tolerance=2e-6)
+    assert (more.products, more.converged, more.vectors.shape) == (4, True, (200, 2))
+
+
+def test_a_span_that_nearly_holds_them_is_completed():
+    """Residuals of ±εw cancel in the sum: the test by one product passes, and what follows finds out."""
+    values, V = torch.linalg.eigh(MATRIX)
+    given = V[:, -2:] + 1e-3 * V[:, 50:51] * torch.tensor([1.0, -1.0]) / (values[50] - values[-2:])
+    operator, counter = operator_of(MATRIX)
+    found = eigenpairs(operator, 2, start=given, tolerance=1e-6)
+    assert found.converged
+    assert 2 < found.products == len(counter)
+    assert torch.allclose(found.values, values.flip(0)[:2], atol=1e-9)
+    assert torch.allclose(found.vectors.T @ found.vectors, torch.eye(2, dtype=DOUBLE), atol=1e-12)
+    short = eigenpairs(operator, 2, start=given, tolerance=1e-6, max_products=2)
+    assert (short.products, short.converged) == (2, False)
+
+
+def test_far_from_eigenvectors_a_start_is_no_more_than_a_direction():
+    given = torch.linalg.qr(randn(200, 3, seed=5)).Q
+    operator, _ = operator_of(MATRIX)
+    spans = eigenpairs(operator, 3, start=given, tolerance=1e-6)
+    alone = eigenpairs(operator, 3, start=given.sum(1), tolerance=1e-6)
+    assert spans.products == alone.products
+    assert torch.allclose(spans.vectors.abs(), alone.vectors.abs(), atol=1e-6)
+
+
 def test_multiple_eigenvalues_and_whole_spaces_are_found():
     operator, _ = operator_of(with_spectrum(torch.tensor([5.0, 5.0, 5.0, 1.0, 0.0, 0.0])))
     found = eigenpairs(operator, 6, tolerance=1e-10)
