@@ -1,15 +1,12 @@
-"""SVAG with momentum, with step sizes per path, and of a module in place."""
+"""SVAG with momentum, and with step sizes of their own for every path."""
 
 import pytest
 import torch
 from scipy.linalg import expm, solve_continuous_lyapunov
 from torch import nn
 
-from nets.images import digits
-from nets.resnet import resnet
-from simulators.network import CROSS_ENTROPY, SQUARED, Network
-from simulators.svag import MinibatchPairs, amplitudes, run_svag
-from simulators.svag_module import ModuleSVAG
+from simulators.network import SQUARED, Network
+from simulators.svag import MinibatchPairs, run_svag
 from theory.minibatch import Minibatch
 from theory.trajectory import Probe
 
@@ -123,86 +120,3 @@ def test_unusable_arguments_are_refused(arguments, sentence):
     network = scalar([1.0, 2.0])
     with pytest.raises(ValueError, match=sentence):
         run_svag(network, network.theta, **{"step_size": 0.1, "l": 2, "steps": 6, "seed": 0} | arguments)
-
-
-# A module in place.
-
-
-def tiny(norm="none"):
-    data = digits(64, dtype=DOUBLE)
-    return resnet((4,), (1,), norm=norm, dtype=DOUBLE), data.train_x, data.train_y
-
-
-def drawn(X, y, seed, ell):
-    pairs = MinibatchPairs(seed, len(X), Minibatch(8))
-    return lambda k, which: (X[pairs(k)[0, which]], y[pairs(k)[0, which]])
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("ell", [1, 3])
-def test_a_module_in_place_is_the_path_of_its_flat_twin(ell, momentum):
-    module, X, y = tiny()
-    network = Network(module, X, y, CROSS_ENTROPY, weight_decay=0.01)
-    sizes = torch.linspace(0.1, 0.2, 4, dtype=DOUBLE)
-    flat = run_svag(network, network.theta, sizes, ell, 4 * ell, 2, Minibatch(8), momentum=momentum).final[0]
-    run = ModuleSVAG(
-        module, nn.functional.cross_entropy, drawn(X, y, 2, ell), sizes, ell, momentum=momentum, weight_decay=0.01
-    )
-    run.advance(run.steps)
-    own = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
-    assert torch.allclose(own, flat[: network.p], rtol=1e-9, atol=1e-12)
-    assert run.first_bad_step == -1
-
-
-def test_batch_norm_sees_each_minibatch_by_itself():
-    ell, (module, X, y) = 3, tiny("batch")
-    module.train()
-    draw = drawn(X, y, 4, ell)
-    before = [p.detach().clone() for p in module.parameters()]
-    gradients = []
-    for which in (0, 1):
-        images, labels = draw(0, which)
-        loss = nn.functional.cross_entropy(module(images), labels)
-        gradients.append(torch.autograd.grad(loss, list(module.parameters())))
-    first, second = amplitudes(ell)
-    expected = [p - 0.2 / ell * (first * g + second * h) for p, g, h in zip(before, *gradients, strict=True)]
-    ModuleSVAG(module, nn.functional.cross_entropy, draw, torch.tensor([0.2], dtype=DOUBLE), ell).advance(1)
-    for p, wanted in zip(module.parameters(), expected, strict=True):
-        assert torch.allclose(p, wanted, rtol=1e-10, atol=1e-13)
-
-
-def test_a_module_resumed_ends_bit_for_bit_alike_and_divergence_is_dated():
-    ends = []
-    for stops in ([6], [2, 4]):
-        module, X, y = tiny()
-        parts = []
-        for stop in stops:
-            run = ModuleSVAG(
-                module, nn.functional.cross_entropy, drawn(X, y, 1, 2), torch.full((3,), 0.1), 2, momentum=0.5
-            )
-            if parts:
-                run.load_state_dict(parts[-1])
-            run.advance(stop)
-            parts.append(run.state_dict())
-        ends.append(torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
-    assert torch.equal(*ends)
-    module, X, y = tiny()
-    wild = ModuleSVAG(module, lambda h, y: h.square().sum(), drawn(X, y, 1, 1), torch.full((9,), 1e100, dtype=DOUBLE))
-    wild.advance(9)
-    assert wild.first_bad_step in (1, 2)
-
-
-def test_what_a_module_run_cannot_use_is_refused():
-    module, X, y = tiny()
-    loss, draw = nn.functional.cross_entropy, drawn(X, y, 1, 1)
-    for options, sentence in (
-        ({"l": 0}, "l = 0"),
-        ({"step_sizes": torch.zeros(3)}, "positive numbers"),
-        ({"momentum": -0.1}, "momentum -0.1"),
-        ({"module": nn.Flatten()}, "no trainable parameter"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            ModuleSVAG(**{"module": module, "loss": loss, "draw": draw, "step_sizes": torch.ones(3)} | options)
-    run = ModuleSVAG(module, loss, draw, torch.ones(3))
-    with pytest.raises(ValueError, match="there are step sizes for 3"):
-        run.advance(4)

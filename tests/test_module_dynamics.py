@@ -1,0 +1,119 @@
+"""SVAG and its isotropic rival on a module in place: against the flat twin, by hand, in law, resumed."""
+
+import pytest
+import torch
+from torch import nn
+
+from nets.images import digits
+from nets.resnet import resnet
+from simulators.module_dynamics import Minibatches, ModuleDynamics, isotropic, svag
+from simulators.network import CROSS_ENTROPY, Network
+from simulators.noise import BrownianIncrements
+from simulators.svag import MinibatchPairs, amplitudes, run_svag
+from theory.minibatch import Minibatch
+
+DOUBLE = torch.float64
+loss = nn.functional.cross_entropy
+
+
+def tiny(norm="none"):
+    data = digits(64, dtype=DOUBLE)
+    return resnet((4,), (1,), norm=norm, dtype=DOUBLE), data.train_x, data.train_y
+
+
+def drawn(X, y, seed):
+    pairs = MinibatchPairs(seed, len(X), Minibatch(8))
+    return lambda k, m: (X[pairs(k)[0, m]], y[pairs(k)[0, m]])
+
+
+def flat(tensors):
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("ell", [1, 3])
+def test_a_module_in_place_is_the_path_of_its_flat_twin(ell, momentum):
+    module, X, y = tiny()
+    network = Network(module, X, y, CROSS_ENTROPY, weight_decay=0.01)
+    sizes = torch.linspace(0.1, 0.2, 4, dtype=DOUBLE)
+    twin = run_svag(network, network.theta, sizes, ell, 4 * ell, 2, Minibatch(8), momentum=momentum).final[0]
+    minibatches = Minibatches(module, loss, drawn(X, y, 2))
+    run = ModuleDynamics(
+        minibatches.parameters, svag(minibatches, ell), sizes, ell, momentum=momentum, weight_decay=0.01
+    )
+    run.advance(run.steps)
+    assert torch.allclose(flat(module.parameters()), twin[: network.p], rtol=1e-9, atol=1e-12)
+    assert run.first_bad_step == -1
+
+
+def test_batch_norm_sees_each_minibatch_by_itself():
+    ell, (module, X, y) = 3, tiny("batch")
+    module.train()
+    draw = drawn(X, y, 4)
+    by_hand = 0
+    for m, weight in enumerate(amplitudes(ell)):
+        images, labels = draw(0, m)
+        by_hand += weight * flat(torch.autograd.grad(loss(module(images), labels), list(module.parameters())))
+    _, gradient = svag(Minibatches(module, loss, draw), ell)(0)
+    assert torch.allclose(flat(gradient), by_hand, rtol=1e-10, atol=1e-13)
+    # One pass of both together would be normalised by other statistics.
+    (first, labels), (second, more) = draw(0, 0), draw(0, 1)
+    parts = module(torch.cat([first, second])).split(8)
+    together = sum(w * loss(h, t) for w, h, t in zip(amplitudes(ell), parts, (labels, more), strict=True))
+    assert (flat(torch.autograd.grad(together, list(module.parameters()))) - by_hand).norm() > 0.03 * by_hand.norm()
+
+
+@pytest.mark.parametrize("groups", [2, 5])
+def test_isotropic_noise_has_the_mean_and_power_of_a_minibatch_and_no_direction(groups):
+    """Gradients g_m = m-th of fixed vectors: mean ḡ and power follow by hand; noise from many steps."""
+    module = nn.utils.skip_init(nn.Linear, 3, 1, bias=False, dtype=DOUBLE)
+    nn.init.zeros_(module.weight)
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([3.0, 1.0, 0.1], dtype=DOUBLE)  # one direction has nearly all of the noise
+    X = scale * torch.randn(4000, groups, 3, generator=generator, dtype=DOUBLE)
+    minibatches = Minibatches(module, lambda h, y: h.sum(), lambda k, m: (X[k, m : m + 1], X[k, m]))
+    estimate = isotropic(minibatches, groups, BrownianIncrements(1, "isotropic", 1, 3))
+    drawn_gradients = torch.stack([estimate(k)[1][0][0] for k in range(4000)])
+    variance, own = drawn_gradients.var(0), scale.square()
+    expected = own / groups + (1 - 1 / groups) * own.sum() / 3
+    assert ((variance - expected).abs() < 5 * expected * (2 / 4000) ** 0.5 * 1.5).all()
+    assert drawn_gradients.mean(0).abs().max() < 4 * (expected.max() / 4000) ** 0.5
+    assert variance[2] > 20 * own[2]
+
+
+def test_resumed_it_ends_bit_for_bit_alike_and_divergence_is_dated():
+    ends = []
+    for stops in ([6], [2, 4]):
+        module, X, y = tiny()
+        kept = None
+        for stop in stops:
+            minibatches = Minibatches(module, loss, drawn(X, y, 1))
+            run = ModuleDynamics(minibatches.parameters, svag(minibatches, 2), torch.full((3,), 0.1), 2, momentum=0.5)
+            if kept is not None:
+                run.load_state_dict(kept)
+            run.advance(stop)
+            kept = run.state_dict()
+        ends.append(flat(module.parameters()))
+    assert torch.equal(*ends)
+    module, X, y = tiny()
+    wild = Minibatches(module, lambda h, y: h.square().sum(), drawn(X, y, 1))
+    run = ModuleDynamics(wild.parameters, svag(wild, 1), torch.full((9,), 1e100, dtype=DOUBLE))
+    run.advance(9)
+    assert run.first_bad_step in (1, 2)
+
+
+def test_what_cannot_be_used_is_refused():
+    module, X, y = tiny()
+    minibatches = Minibatches(module, loss, drawn(X, y, 1))
+    sizes, gradient = torch.ones(3), svag(minibatches, 1)
+    for work, sentence in (
+        (lambda: svag(minibatches, 0), "l = 0"),
+        (lambda: Minibatches(nn.Flatten(), loss, drawn(X, y, 1)), "no trainable parameter"),
+        (lambda: isotropic(minibatches, 1, BrownianIncrements(0, "", 1, 3)), "give 2 or more"),
+        (lambda: isotropic(minibatches, 2, BrownianIncrements(0, "", 1, 3)), "does not fit"),
+        (lambda: ModuleDynamics(minibatches.parameters, gradient, 0 * sizes), "positive numbers"),
+        (lambda: ModuleDynamics(minibatches.parameters, gradient, sizes, momentum=-0.1), "momentum -0.1"),
+        (lambda: ModuleDynamics(minibatches.parameters, gradient, sizes).advance(4), "there are step sizes for 3"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            work()
