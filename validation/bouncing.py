@@ -40,7 +40,30 @@ DIAGONAL = Setting("diagonal", 2.0, 80)
 def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outcome:
     """All checks of the suite."""
     options, root = settings.bouncing, seed_of(claims.SUITE) % 2**63
-    found = mlp_windows(settings, device, progress, root)
+    known = {"mlp": mlp_windows, "residual-network": residual_window, "diagonal": diagonal_window}
+    found = [
+        each
+        for name, work in known.items()
+        if name in options.experiments
+        for each in work(settings, device, progress, root)
+    ]
+    checks, series = [check for _, part in found for check in part], list[xr.Dataset]()
+    if found:
+        series.append(dataset([window for window, _ in found]))
+    if "sharpness" in options.experiments:
+        sharpness, curves = sharpness_checks(settings, device, progress)
+        checks, series = checks + sharpness, [*series, curves]
+    progress.close()
+    return Outcome(checks, CLAIMS, xr.merge(series))
+
+
+Found = list[tuple[Window, list[Check]]]
+"""Windows, and what is claimed of each."""
+
+
+def residual_window(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
+    """A small residual network on digits."""
+    options = settings.bouncing
     progress("tiny ResNet without BatchNorm")
     objective = digits_objective(lambda: resnet((4, 8), activation=nn.Tanh, dtype=FLOAT), options.resnet_images, device)
 
@@ -49,19 +72,18 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
         return observe(objective, RESNET, state, max(settings.replicates // 2, 2), 100, 200, 24, root)
 
     window = progress.kept("residual network", residual)
-    found.append((window, resnet_checks(window)))
+    return [(window, resnet_checks(window))]
+
+
+def diagonal_window(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
+    """A diagonal network with label noise on sparse data."""
     progress("diagonal network with label noise")
     problem = gaussian_sparse(80, 200, 20).to(device)
-    runs = 4 * settings.replicates
+    runs, directions = 4 * settings.replicates, settings.bouncing.directions
     window = progress.kept(
-        "diagonal", lambda: observe_diagonal(problem, DIAGONAL, 3000, runs, 200, 400, options.directions, root)
+        "diagonal", lambda: observe_diagonal(problem, DIAGONAL, 3000, runs, 200, 400, directions, root)
     )
-    found.append((window, diagonal_checks(window)))
-    progress.close()
-    series = dataset([window for window, _ in found])
-    sharpness, curves = sharpness_checks(settings, device, progress)
-    checks = [check for _, part in found for check in part]
-    return Outcome([*checks, *sharpness], CLAIMS, xr.merge([series, curves]))
+    return [(window, diagonal_checks(window))]
 
 
 def digits_objective(build: Callable[[], nn.Module], images: int, device: torch.device) -> Objective:
@@ -70,11 +92,9 @@ def digits_objective(build: Callable[[], nn.Module], images: int, device: torch.
     return Objective(FlatNet(build().to(device)), data.train_x, data.train_y, SQUARED)
 
 
-def mlp_windows(
-    settings: RunSettings, device: torch.device, progress: Progress, root: int
-) -> list[tuple[Window, list[Check]]]:
+def mlp_windows(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
     """64-32-10 networks on digits: over (η, B), with momentum, with reshuffled epochs, close to ηλ = 2, with ReLU."""
-    options, runs, found = settings.bouncing, 2 * settings.replicates, list[tuple[Window, list[Check]]]()
+    options, runs, found = settings.bouncing, 2 * settings.replicates, Found()
     objective = digits_objective(lambda: mlp(dtype=FLOAT), options.images, device)
     plain = [Setting("MLP", eta, 32) for eta in options.step_sizes]
     middle = len(plain) // 2

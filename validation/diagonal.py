@@ -20,6 +20,7 @@ from validation import ab_initio_checks as ab_initio
 from validation import diagonal_checks as claims
 from validation.check import Check, Verdict
 from validation.diagonal_checks import Cell
+from validation.diagonal_series import ensemble_series
 from validation.loss_surface import surface
 from validation.settings import DiagonalSettings, RunSettings
 from validation.suite import Outcome, Progress
@@ -72,8 +73,8 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
 
     progress("α-decay and end points")
     constant = len(options.step_sizes)
-    for c, schedule in enumerate(schedules):
-        cell = cell_of(gaussian, start, schedule, ensemble, c, options.steps)
+    cells = [cell_of(gaussian, start, schedule, ensemble, c, options.steps) for c, schedule in enumerate(schedules)]
+    for c, cell in enumerate(cells):
         checks += claims.alpha_checks(cell)
         last = c == constant - 1
         checks += claims.end_point_checks(
@@ -83,8 +84,11 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
             checks += claims.end_point_progress(cell)
     # Known: a real table's residuals and inputs are far from homogeneous, and the level-δ laws miss by tens of percent.
     homogeneous = Verdict.AGREES if options.table else Verdict.DISAGREES
-    for c, schedule in enumerate(table_schedules):
-        cell = cell_of(table, table_start, schedule, table_ensemble, c, options.table_steps)
+    table_cells = [
+        cell_of(table, table_start, schedule, table_ensemble, c, options.table_steps)
+        for c, schedule in enumerate(table_schedules)
+    ]
+    for cell in table_cells:
         checks += claims.alpha_checks(cell, homogeneous)
         checks += claims.end_point_checks(cell, END_POINT_ERROR, None, half=True)
         checks += claims.end_point_progress(cell)
@@ -102,9 +106,8 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     progress("loss surface")
     plane = surface(device)
     progress.close()
-    measured = [_dataset(ensemble, schedules, "gaussian"), _dataset(table_ensemble, table_schedules, "table")]
-    series = xr.merge([*measured, plane])
-    return Outcome(checks, CLAIMS, series)
+    measured = [ensemble_series("gaussian", ensemble, cells), ensemble_series("table", table_ensemble, table_cells)]
+    return Outcome(checks, CLAIMS, xr.merge([*measured, plane]))
 
 
 def _table(options: DiagonalSettings) -> Regression:
@@ -260,18 +263,3 @@ def closure_checks(settings: RunSettings, device: torch.device) -> list[Check]:
     return ab_initio.closure_checks(
         problem, CLOSURE_ETAS, closure, start, change, real["level"].values[-1], real.finite, CLOSURE_MISSES[steps]
     )
-
-
-def _dataset(run: Trajectory, schedules: Sequence[Schedule], prefix: str) -> xr.Dataset:
-    """The series of an ensemble with named dimensions."""
-    cells = f"{prefix}_schedule"
-    data: dict[str, xr.DataArray] = {}
-    for name, series in run.series.items():
-        if series.values.ndim != 3 or len(series.steps) < 2:
-            continue
-        clock = f"{prefix}_step" if name != "level" else f"{prefix}_level_step"
-        data[f"{prefix} {name}"] = xr.DataArray(
-            series.values.cpu().numpy(), dims=(clock, cells, "seed"), coords={clock: series.steps.numpy()}
-        )
-    data[f"{prefix} first bad step"] = xr.DataArray(run.first_bad_step.cpu().numpy(), dims=(cells, "seed"))
-    return xr.Dataset(data, coords={cells: [schedule.label for schedule in schedules]})

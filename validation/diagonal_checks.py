@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,6 +122,11 @@ class Cell:
         """η at each record, shape (T, 1), to go with ``level``."""
         return self.eta.unsqueeze(1)
 
+    @functools.cached_property
+    def finite_step_law(self) -> Tensor:
+        """Δ ln|α| by the finite-step law at the measured level, shape (S, d)."""
+        return alpha_decay.finite_step_change(self.problem, self.eta_column, self.level, self.weights, PER_SAMPLE)
+
 
 def alpha_checks(cell: Cell, homogeneous: Verdict = Verdict.AGREES) -> list[Check]:
     """The three α-decay laws against the mean over coordinates, and the per-coordinate slope.
@@ -134,13 +140,13 @@ def alpha_checks(cell: Cell, homogeneous: Verdict = Verdict.AGREES) -> list[Chec
     at_level = (problem, cell.eta_column, cell.level, cell.weights, PER_SAMPLE)
     per_sample = alpha_decay.sde_change(problem, cell.power, PER_SAMPLE)
     dropped = abs(_mean_of(cell.remainder.mean(-1) / per_sample.mean(-1), cell))
-    homogeneous_law, finite_step = alpha_decay.sde_change_at_level(*at_level), alpha_decay.finite_step_change(*at_level)
+    homogeneous_law = alpha_decay.sde_change_at_level(*at_level)
     level_dropped = abs(_mean_of(cell.remainder.mean(-1) / homogeneous_law.mean(-1), cell))
     sources = alpha_decay.SDE_LAW, alpha_decay.FINITE_STEP_LAW
     laws = [
         (SDE_LAW, per_sample, dropped, "r_i(k)²", sources[0], Verdict.AGREES),
         (LEVEL_LAW, homogeneous_law, level_dropped, "δ(k)", sources[0], homogeneous),
-        (FINITE_STEP_LAW, finite_step, 0.05, "δ(k)", sources[1], homogeneous),
+        (FINITE_STEP_LAW, cell.finite_step_law, 0.05, "δ(k)", sources[1], homogeneous),
     ]  # fmt: skip
     measured = change.mean(-1)
     checks = []
@@ -204,7 +210,6 @@ def end_point_checks(cell: Cell, allowed: float, allowed_from_level: float | Non
     problem, alpha0 = cell.problem, cell.start.log_alpha
     flow = end_point(problem, alpha0, cell.start.z).w
     unit = torch.linalg.vector_norm(cell.final.w - flow, dim=-1)
-    law = alpha_decay.finite_step_change(problem, cell.eta_column, cell.level, cell.weights, PER_SAMPLE)
     rows = torch.nonzero(cell.finite).flatten().tolist()
 
     def solve(change: Tensor) -> Tensor:
@@ -227,7 +232,7 @@ def end_point_checks(cell: Cell, allowed: float, allowed_from_level: float | Non
     half_way = [Rival("half the decay", 0.0, distance(solve(cell.change / 2)))] if half else []
     checks = [compare(END_POINT, solve(cell.change), allowed, "α(end)", from_flow + half_way)]
     if allowed_from_level is not None:
-        checks.append(compare(END_POINT_LEVEL, solve(law), allowed_from_level, "δ(k)", from_flow))
+        checks.append(compare(END_POINT_LEVEL, solve(cell.finite_step_law), allowed_from_level, "δ(k)", from_flow))
     return checks
 
 

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 Size = Literal["quick", "standard", "paper"]
 Device = Literal["auto", "cpu", "cuda"]
+BOUNCING = ("mlp", "residual-network", "diagonal", "sharpness")
+COLLAPSE = ("quartic-well", "neuron", "teacher-student", "toy", "linear-network", "networks")
+RELU = ("two-layer", "three-layer", "1d")
 
 
 def option(default: Any, text: str) -> Any:
@@ -93,6 +96,7 @@ class StabilizationSettings:
 class BouncingSettings:
     """Suite ``bouncing``: directions with ηλ > 1, the dynamics orthogonal to them, and the sharpest directions."""
 
+    experiments: tuple[str, ...] = option(BOUNCING, "which to run")
     images: int = option(1504, "training images of the digits MLP; 47 batches of 32")
     steps: int = option(6000, "SGD steps of the MLPs before replicas set out")
     step_sizes: tuple[float, ...] = option((0.05, 0.1, 0.2), "step sizes at batch size 32")
@@ -112,10 +116,7 @@ class BouncingSettings:
             raise SettingsError(f"there are 1797 digits: choose resnet images up to that, not {self.resnet_images}.")
         if self.window < 60 or self.directions < 24:
             raise SettingsError("a window below 60 steps or fewer than 24 directions decides nothing: choose more.")
-
-
-COLLAPSE = ("quartic-well", "neuron", "teacher-student", "toy", "linear-network", "networks")
-RELU = ("two-layer", "three-layer", "1d")
+        _chosen(self.experiments, BOUNCING)
 
 
 @dataclass(frozen=True)
