@@ -1,12 +1,14 @@
-"""The diagonal network's SDE as a fused loop on the CPU: each thread takes its paths through many steps at a time.
+"""The diagonal network's SDE as a fused loop: each thread or program takes its paths through many steps at a time.
 
-Equal to ``integrate(DiagonalSDE(problem, covariance), ...)`` on equal increments, to rounding. Paths are taken in
-chunks that stay in cache; increments are drawn where they are used, and nothing waits for the other chunks.
+Equal to ``integrate(DiagonalSDE(problem, covariance), ...)`` on equal increments, to rounding. On the CPU paths are
+taken in chunks that stay in cache; increments are drawn where they are used, and nothing waits for the other chunks.
+The loop of GPUs is :mod:`simulators.diagonal_triton`; what neither does goes to the generic integrator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,16 +16,21 @@ from numba import njit, prange
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from simulators.integrate import check_run
+from simulators.integrate import check_run, integrate
 from simulators.noise import BrownianIncrements
 from simulators.normals import fill_row
 from simulators.scalar import exponentials
+from theory.device import has_triton, say_once
 from theory.diagonal_sde import DiagonalSDE
 from theory.problem import Regression
 from theory.sde import ExactCovariance, LabelNoise
 from theory.trajectory import Probe, Recorder, Trajectory
 
+if TYPE_CHECKING:
+    from simulators.diagonal_triton import TritonLoop
+
 CHUNK = 32  # paths
+MOST_SAMPLES_ON_CHIP = 512
 STEPS = 256  # taken between two returns to Python
 
 
@@ -37,50 +44,80 @@ def integrate_diagonal(
     probes: Mapping[str, Probe] | None = None,
     first_step: int = 0,
 ) -> Trajectory:
-    """Euler-Maruyama for :class:`theory.diagonal_sde.DiagonalSDE`, float64 on the CPU.
+    """Euler-Maruyama for :class:`theory.diagonal_sde.DiagonalSDE` in the state's precision and on its device.
+
+    float64 runs in a compiled loop on the CPU, and on CUDA devices in a Triton kernel (at most 512 samples); all else
+    in :func:`simulators.integrate.integrate`.
 
     Args:
         y0: (ln a, ln b), shape (paths, 2d).
         dt, steps, noise, probes, first_step: as for :func:`simulators.integrate.integrate`.
 
     Raises:
-        ValueError: what :func:`~simulators.integrate.integrate` raises, or another device or precision.
+        ValueError: what :func:`~simulators.integrate.integrate` raises.
     """
-    check_run(DiagonalSDE(problem, covariance), y0, dt, steps, noise)
-    if y0.device.type != "cpu" or y0.dtype != torch.float64:
-        raise ValueError("the fused loop is for float64 on the CPU: use integrate(DiagonalSDE(...)) elsewhere.")
+    sde, loop = DiagonalSDE(problem, covariance), _loop(problem, covariance, y0, dt, noise)
+    if loop is None:
+        return integrate(sde, y0, dt, steps, noise, probes, first_step=first_step)
+    check_run(sde, y0, dt, steps, noise)
     recorder = Recorder(probes or {}, steps, first_step)
-    X, logs = np.ascontiguousarray(problem.X.numpy()), y0.clone().contiguous()
-    XT, exact = np.ascontiguousarray(X.T), isinstance(covariance, ExactCovariance)
-    squares = X**2 if exact else np.empty((0, 0))
-    bad = np.full(len(logs), -1, dtype=np.int64)
     k = first_step
-    with threadpool_limits(limits=1, user_api="blas"):  # the chunks are the threads
-        for stop in sorted({*recorder.stops, steps}):
-            while k < stop:
-                times = [dt * step for step in range(k, min(k + STEPS, stop))]
-                scales, levels = _scales(covariance, problem.n, times, len(logs))
-                _advance(
-                    logs.numpy(), X, XT, squares, problem.y.numpy(), problem.mean_square.numpy(), noise.key,
-                    noise.refine, k, dt, scales, levels, bad,
-                )  # fmt: skip
-                k += len(times)
-            if stop in recorder.stops:
-                recorder.record(stop, logs.clone())
-    first_bad_step = torch.from_numpy(bad)
-    return Trajectory(recorder.series(first_bad_step), logs, first_bad_step, ("path",))
+    for stop in sorted({*recorder.stops, steps}):
+        while k < stop:
+            times = [dt * step for step in range(k, min(k + STEPS, stop))]
+            loop.advance(k, *_scales(covariance, problem.n, times, y0))
+            k += len(times)
+        if stop in recorder.stops:
+            recorder.record(stop, loop.logs.clone())
+    return Trajectory(recorder.series(loop.bad), loop.logs, loop.bad, ("path",))
 
 
-def _scales(
-    covariance: LabelNoise | ExactCovariance, n: int, times: list[float], paths: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _loop(
+    problem: Regression, covariance: LabelNoise | ExactCovariance, y0: Tensor, dt: float, noise: BrownianIncrements
+) -> CompiledLoop | TritonLoop | None:
+    """The loop made for the device and precision, if there is one."""
+    logs, exact = y0.clone().contiguous(), isinstance(covariance, ExactCovariance)
+    if y0.dtype != torch.float64:
+        return None
+    if y0.device.type == "cpu":
+        return CompiledLoop(problem, exact, logs, dt, noise)
+    if problem.n > MOST_SAMPLES_ON_CHIP:
+        say_once(f"The diagonal SDE with over {MOST_SAMPLES_ON_CHIP} samples runs on the GPU in plain torch.")
+        return None
+    if not has_triton(y0.device):
+        return None
+    from simulators.diagonal_triton import TritonLoop
+
+    return TritonLoop(problem, exact, logs, dt, noise)
+
+
+def _scales(covariance: LabelNoise | ExactCovariance, n: int, times: list[float], y0: Tensor) -> tuple[Tensor, Tensor]:
     """Per step: ηκ/n, and for label noise the level δ, shape (steps, paths), or (steps, 0) for the state's own loss."""
-    scales = np.array([covariance.scale(n, t) for t in times])
+    scales = torch.tensor([covariance.scale(n, t) for t in times], dtype=torch.float64, device=y0.device)
     if isinstance(covariance, ExactCovariance) or covariance.level is None:
-        return scales, np.empty((len(times), 0))
+        return scales, scales.new_empty(len(times), 0)
     level = covariance.level
-    found = [torch.as_tensor(level(t) if callable(level) else level, dtype=torch.float64) for t in times]
-    return scales, torch.stack([value.expand(paths) for value in found]).numpy()
+    given = [level(t) if callable(level) else level for t in times]
+    each = [torch.as_tensor(value, dtype=torch.float64, device=y0.device).expand(len(y0)) for value in given]
+    return scales, torch.stack(each)
+
+
+class CompiledLoop:
+    """Advances all paths by blocks of steps, float64 on the CPU; ``logs`` and ``bad`` change in place."""
+
+    def __init__(self, problem: Regression, exact: bool, logs: Tensor, dt: float, noise: BrownianIncrements) -> None:
+        self.logs, self.bad = logs, torch.full(logs.shape[:1], -1, dtype=torch.int64)
+        self._X, self._dt, self._noise = np.ascontiguousarray(problem.X.numpy()), dt, noise
+        self._XT, self._squares = np.ascontiguousarray(self._X.T), self._X**2 if exact else np.empty((0, 0))
+        self._y, self._mean_square = problem.y.numpy(), problem.mean_square.numpy()
+
+    def advance(self, first_step: int, scales: Tensor, levels: Tensor) -> None:
+        """Steps ``first_step`` … with ηκ/n, shape (steps,), and given noise levels, (steps, paths) or (steps, 0)."""
+        with threadpool_limits(limits=1, user_api="blas"):  # the chunks are the threads
+            _advance(
+                self.logs.numpy(), self._X, self._XT, self._squares, self._y, self._mean_square, self._noise.key,
+                self._noise.refine, first_step, self._dt, scales.numpy(), levels.numpy(), self.bad.numpy(),
+            )  # fmt: skip
 
 
 @njit(cache=True, inline="always", error_model="numpy")

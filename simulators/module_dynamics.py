@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from simulators.isotropic import isotropic_gradient
 from simulators.noise import BrownianIncrements
 from simulators.svag import amplitudes
 
@@ -78,30 +79,23 @@ def svag(minibatches: Minibatches, l: int) -> GradientEstimate:  # noqa: E741
 
 
 def isotropic(minibatches: Minibatches, groups: int, noise: BrownianIncrements) -> GradientEstimate:
-    """ḡ + √((1 - 1/M) s²/p) ξ from M minibatch gradients: the noise of one, most of it without direction (a rival).
-
-    s² = Σ_m ‖g_m - ḡ‖²/(M-1) estimates tr C, C the covariance of one minibatch gradient, without bias. So mean and
-    total variance are those of one minibatch gradient, and (M-1)/M of the variance is the same in every direction.
+    """:func:`simulators.isotropic.isotropic_gradient` of M minibatch gradients (a rival).
 
     Args:
         groups: M ≥ 2; a step costs M gradients.
         noise: increments ξ with one path and a channel per parameter.
 
     Raises:
-        ValueError: fewer than two groups, or noise of another size.
+        ValueError: noise of another size; at the first step, fewer than two groups.
     """
     p = sum(parameter.numel() for parameter in minibatches.parameters)
-    if groups < 2:
-        raise ValueError(f"{groups} minibatches do not tell how strong the noise is: give 2 or more.")
     if (noise.paths, noise.channels) != (1, p):
         raise ValueError(f"noise of {noise.paths} paths and {noise.channels} channels does not fit: give 1 and {p}.")
 
     def estimate(step: int) -> tuple[Tensor, list[Tensor]]:
         found = [minibatches.alone(step, m) for m in range(groups)]
         flat = torch.stack([torch.cat([g.reshape(-1) for g in gradient]) for _, gradient in found])
-        mean = flat.mean(0)
-        trace = (flat - mean).square().sum() / (groups - 1)
-        total = mean + ((1 - 1 / groups) * trace / p).sqrt() * noise(step)[0].to(mean)
+        total = isotropic_gradient(flat, noise(step)[0].to(flat))
         parts = total.split([parameter.numel() for parameter in minibatches.parameters])
         shaped = [part.view_as(q) for part, q in zip(parts, minibatches.parameters, strict=True)]
         return torch.stack([loss for loss, _ in found]).mean(), shaped

@@ -75,6 +75,8 @@ class Network:
         loss: :data:`SQUARED`, :data:`CROSS_ENTROPY` or one's own.
         weight_decay: λ, which adds λθ to every gradient (L itself is reported without it).
         chunk_size: at most so many samples a backward pass; all at once by default.
+        batch_statistics: BatchNorms normalise by the samples of each call (and keep no running statistics): then only
+            losses of whole minibatches mean anything, which is enough for SVAG and not for the SDEs.
 
     Raises:
         ValueError: a module without per-sample losses (BatchNorm on batch statistics, dropout), or bad data.
@@ -88,8 +90,12 @@ class Network:
         loss: Loss = SQUARED,
         weight_decay: float = 0.0,
         chunk_size: int | None = None,
+        batch_statistics: bool = False,
     ) -> None:
-        check_module(module)
+        check_module(module, batch_statistics)
+        if batch_statistics and chunk_size is not None:
+            raise ValueError("batch statistics of a set in chunks are not the set's: leave chunk_size out.")
+        self.batch_statistics = batch_statistics
         self._module = copy.deepcopy(module)
         trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         check_data(list(trained.values()), X, y)
@@ -173,7 +179,11 @@ class Network:
     def _gradients_of_many(self, theta: Tensor, w: Tensor | None, c: Tensor | None, rows: slice | Tensor) -> Tensor:
         data = None if isinstance(rows, slice) else 0
         axes = (0, data, data, None if w is None else 0, None if c is None else 0)
-        return torch.func.vmap(torch.func.grad(self._value), axes)(theta, self.X[rows], self.y[rows], w, c)
+        # The forward pass is batched, the backward pass follows it: faster than batching both.
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_()
+            values = torch.func.vmap(self._value, axes)(leaf, self.X[rows], self.y[rows], w, c)
+            return torch.autograd.grad(values.sum(), leaf)[0]
 
     def _value(self, theta: Tensor, X: Tensor, y: Tensor, w: Tensor | None, c: Tensor | None) -> Tensor:
         outputs = self.outputs(theta, X)
@@ -184,10 +194,15 @@ class Network:
         return (slice(first, min(first + self._chunk, m)) for first in range(0, m, self._chunk))
 
 
-def check_module(module: nn.Module) -> None:
-    """One sentence on why a module has no per-sample losses, if it has none."""
+def check_module(module: nn.Module, batch_statistics: bool = False) -> None:
+    """One sentence on why a module has no per-sample losses, if it has none and they are needed."""
     for name, part in module.named_modules():
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+        if isinstance(part, _BatchNorm) and batch_statistics:
+            if part.running_mean is not None:
+                raise ValueError(
+                    f"'{name or 'the module'}' is a BatchNorm with running statistics: give a module that has none."
+                )
+        elif isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
             raise ValueError(
                 f"'{name or 'the module'}' is a BatchNorm on batch statistics, where per-sample losses are not "
                 "defined: call .eval() or use another norm."

@@ -30,6 +30,12 @@ def check_step_size(step_size: StepSize) -> None:
         raise ValueError(f"the step size {step_size} is not usable: give a positive finite number.")
 
 
+def check_samples(network: Network) -> None:
+    """One sentence where losses of single samples mean nothing."""
+    if network.batch_statistics:
+        raise ValueError("on batch statistics a sample has no loss of its own, so the SDE has no noise: use run_svag.")
+
+
 class NetworkSDE(Protocol):
     """An SDE on θ that also gives a whole Euler-Maruyama increment f h + G dW in one backward pass."""
 
@@ -49,6 +55,7 @@ class ExactCovarianceSDE:
 
     def __init__(self, network: Network, step_size: StepSize, minibatch: Minibatch | None = None) -> None:
         check_step_size(step_size)
+        check_samples(network)
         self.channels = network.n
         self._network, self._step_size = network, step_size
         self._kappa = (minibatch or Minibatch()).variance_factor(network.n)
@@ -96,6 +103,7 @@ class LabelNoiseSDE:
         minibatch: Minibatch | None = None,
     ) -> None:
         check_step_size(step_size)
+        check_samples(network)
         if network.loss is not SQUARED:
             raise ValueError(
                 f"label noise has no meaning for the {network.loss.name} loss: use ExactCovarianceSDE or loss=SQUARED."

@@ -32,29 +32,36 @@ from theory.trajectory import Probe, Trajectory
 BLOCK = 32  # steps drawn together
 
 
-class MinibatchPairs:
-    """Two independent minibatches a step, as a pure function of (seed, step, path)."""
+class Minibatches:
+    """So many independent minibatches a step, as a pure function of (seed, stream, step, path)."""
 
-    def __init__(self, seed: int, n: int, minibatch: Minibatch, paths: int = 1) -> None:
+    def __init__(self, seed: int, stream: str, n: int, minibatch: Minibatch, each: int, paths: int = 1) -> None:
         minibatch.variance_factor(n)  # says so when the batch cannot be drawn
-        self._seed, self._n, self._minibatch, self._paths = seed, n, minibatch, paths
-        self._block_index, self._block = -1, torch.empty(0)
+        self._seed, self._stream, self._n, self._minibatch, self._each = seed, stream, n, minibatch, each
+        self._paths, self._block_index, self._block = paths, -1, torch.empty(0)
 
     def __call__(self, step: int) -> Tensor:
-        """Indices of the samples, shape (paths, 2, B), int64, on the CPU."""
+        """Indices of the samples, shape (paths, each, B), int64, on the CPU."""
         index, offset = divmod(step, BLOCK)
         if index != self._block_index:
-            generators = (named_generator(self._seed, "svag", path, block=index) for path in range(self._paths))
-            self._block = torch.from_numpy(np.stack([self._draw(generator) for generator in generators]))
+            streams = (named_generator(self._seed, self._stream, path, block=index) for path in range(self._paths))
+            self._block = torch.from_numpy(np.stack([self._draw(generator) for generator in streams]))
             self._block_index = index
         return self._block[:, offset]
 
     def _draw(self, generator: np.random.Generator) -> np.ndarray:
         size = self._minibatch.size
         if self._minibatch.replacement or size == 1:
-            return generator.integers(0, self._n, (BLOCK, 2, size))
-        batches = [generator.choice(self._n, size, replace=False) for _ in range(2 * BLOCK)]
-        return np.stack(batches).reshape(BLOCK, 2, size)
+            return generator.integers(0, self._n, (BLOCK, self._each, size))
+        batches = [generator.choice(self._n, size, replace=False) for _ in range(self._each * BLOCK)]
+        return np.stack(batches).reshape(BLOCK, self._each, size)
+
+
+class MinibatchPairs(Minibatches):
+    """Two independent minibatches a step, shape (paths, 2, B)."""
+
+    def __init__(self, seed: int, n: int, minibatch: Minibatch, paths: int = 1) -> None:
+        super().__init__(seed, "svag", n, minibatch, 2, paths)
 
 
 def amplitudes(l: int) -> tuple[float, float]:  # noqa: E741
@@ -77,11 +84,16 @@ def svag_gradient(network: Network, theta: Tensor, pairs: Tensor, l: int) -> Ten
     Args:
         pairs: the samples of the two minibatches, shape (paths, 2, B).
     """
-    size = pairs.shape[2]
-    weights = torch.tensor(amplitudes(l), dtype=theta.dtype) / size
+    paths, _, size = pairs.shape
+    weights = torch.tensor(amplitudes(l), dtype=theta.dtype, device=theta.device) / size
     rows, weights = (pairs[:, :1], weights[:1]) if l == 1 else (pairs, weights)
-    weights = weights.repeat_interleave(size).to(theta.device).expand(len(theta), -1)
-    gradient = network.weighted_gradient(theta, weights, rows=rows.flatten(1).to(theta.device))
+    if network.batch_statistics:  # each minibatch is normalised by itself
+        each, apart = weights.repeat(paths).unsqueeze(1).expand(-1, size), theta.repeat_interleave(len(weights), 0)
+        gradients = network.weighted_gradient(apart, each, rows=rows.flatten(0, 1).to(theta.device))
+        gradient = gradients.view(paths, len(weights), -1).sum(1)
+    else:
+        each = weights.repeat_interleave(size).expand(paths, -1)
+        gradient = network.weighted_gradient(theta, each, rows=rows.flatten(1).to(theta.device))
     return gradient.add_(theta, alpha=network.weight_decay)
 
 
@@ -121,7 +133,7 @@ def run_svag(
         raise ValueError(f"momentum {momentum} is not usable: choose a number in [0, 1).")
     y0 = y0.unsqueeze(0) if y0.ndim == 1 else y0
     pairs, p = MinibatchPairs(seed, network.n, minibatch or Minibatch(), len(y0)), network.p
-    sizes = _sizes(step_size, l, steps, y0)
+    sizes = step_sizes(step_size, l, steps, y0)
 
     def plain(k: int, y: Tensor) -> Tensor:
         return y - sizes[k] / l * svag_gradient(network, y, pairs(k), l)
@@ -142,14 +154,18 @@ def run_svag(
     return iterate(heavy, y0, steps, seen, first_step)
 
 
-def _sizes(step_size: StepSize | Tensor, l: int, steps: int, y0: Tensor) -> Sequence[float | Tensor]:  # noqa: E741
-    """η of every SVAG step: a number, or one per path, shape (paths, 1)."""
+def step_sizes(step_size: StepSize | Tensor, l: int, steps: int, y0: Tensor) -> Sequence[float | Tensor]:  # noqa: E741
+    """η of every SVAG step, of which l make an SGD step: a number, or one per path, shape (paths, 1).
+
+    Raises:
+        ValueError: step sizes that are not positive and finite, or too few of them.
+    """
     if isinstance(step_size, Tensor):
         fits = step_size.ndim == 1 or (step_size.ndim == 2 and len(step_size) == len(y0))
         if not fits or step_size.shape[-1] * l < steps:
             raise ValueError(
-                f"step sizes of shape {tuple(step_size.shape)} do not last for {steps} SVAG steps of {len(y0)} paths "
-                f"with l = {l}: give (K,) or (paths, K), K SGD steps."
+                f"step sizes of shape {tuple(step_size.shape)} do not last for {steps} steps of {len(y0)} paths, "
+                f"{l} to an SGD step: give (K,) or (paths, K), K SGD steps."
             )
         if not ((step_size > 0) & torch.isfinite(step_size)).all():
             raise ValueError("the step sizes have to be positive and finite: give such numbers.")

@@ -1,14 +1,20 @@
 """SVAG and its isotropic rival on a module in place: against the flat twin, by hand, in law, resumed."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from nets.batch_statistics import on_batch_statistics
 from nets.images import digits
 from nets.resnet import resnet
+from simulators.isotropic import isotropic_gradient, run_isotropic
 from simulators.module_dynamics import Minibatches, ModuleDynamics, isotropic, svag
 from simulators.network import CROSS_ENTROPY, Network
+from simulators.network_sde import ExactCovarianceSDE
 from simulators.noise import BrownianIncrements
+from simulators.svag import Minibatches as Draws
 from simulators.svag import MinibatchPairs, amplitudes, run_svag
 from theory.minibatch import Minibatch
 
@@ -81,6 +87,44 @@ def test_isotropic_noise_has_the_mean_and_power_of_a_minibatch_and_no_direction(
     assert variance[2] > 20 * own[2]
 
 
+def test_the_flat_rival_is_the_same_step_for_step():
+    module, X, y = tiny()
+    network = Network(module, X, y, CROSS_ENTROPY)
+    twin = run_isotropic(network, network.theta, 0.1, 5, 3, Minibatch(8), groups=3).final[0]
+    draws = Draws(3, "isotropic", 64, Minibatch(8), 3)
+    minibatches = Minibatches(module, loss, lambda k, m: (X[draws(k)[0, m]], y[draws(k)[0, m]]))
+    noise = BrownianIncrements(3, "isotropic", 1, network.p)
+    run = ModuleDynamics(minibatches.parameters, isotropic(minibatches, 3, noise), torch.full((5,), 0.1, dtype=DOUBLE))
+    run.advance(5)
+    assert torch.allclose(flat(module.parameters()), twin, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("ell", [1, 3])
+def test_flat_paths_on_batch_statistics_are_modules_in_train_mode(ell):
+    module, X, y = tiny("batch")
+    network = Network(on_batch_statistics(module), X, y, CROSS_ENTROPY, batch_statistics=True)
+    paths = run_svag(network, network.theta.expand(3, -1), 0.2, ell, 4 * ell, 2, Minibatch(8)).final
+    for path in range(3):
+        trained = copy.deepcopy(module).train()
+        pairs = MinibatchPairs(2, len(X), Minibatch(8), 3)
+        minibatches = Minibatches(trained, loss, lambda k, m, at=path, p=pairs: (X[p(k)[at, m]], y[p(k)[at, m]]))
+        sizes = torch.full((4,), 0.2, dtype=DOUBLE)
+        run = ModuleDynamics(minibatches.parameters, svag(minibatches, ell), sizes, ell)
+        run.advance(run.steps)
+        assert torch.allclose(flat(trained.parameters()), paths[path], rtol=1e-8, atol=1e-11)
+
+
+def test_batch_statistics_are_no_ground_for_an_sde():
+    module, X, y = tiny("batch")
+    network = Network(on_batch_statistics(module), X, y, CROSS_ENTROPY, batch_statistics=True)
+    with pytest.raises(ValueError, match="use run_svag"):
+        ExactCovarianceSDE(network, 0.1)
+    with pytest.raises(ValueError, match="running statistics: give a module that has none"):
+        Network(module, X, y, CROSS_ENTROPY, batch_statistics=True)
+    with pytest.raises(ValueError, match="leave chunk_size out"):
+        Network(on_batch_statistics(module), X, y, CROSS_ENTROPY, batch_statistics=True, chunk_size=8)
+
+
 def test_resumed_it_ends_bit_for_bit_alike_and_divergence_is_dated():
     ends = []
     for stops in ([6], [2, 4]):
@@ -109,7 +153,7 @@ def test_what_cannot_be_used_is_refused():
     for work, sentence in (
         (lambda: svag(minibatches, 0), "l = 0"),
         (lambda: Minibatches(nn.Flatten(), loss, drawn(X, y, 1)), "no trainable parameter"),
-        (lambda: isotropic(minibatches, 1, BrownianIncrements(0, "", 1, 3)), "give 2 or more"),
+        (lambda: isotropic_gradient(torch.ones(1, 3), torch.ones(3)), "give 2 or more"),
         (lambda: isotropic(minibatches, 2, BrownianIncrements(0, "", 1, 3)), "does not fit"),
         (lambda: ModuleDynamics(minibatches.parameters, gradient, 0 * sizes), "positive numbers"),
         (lambda: ModuleDynamics(minibatches.parameters, gradient, sizes, momentum=-0.1), "momentum -0.1"),
