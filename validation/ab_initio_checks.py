@@ -74,11 +74,7 @@ def simulate(problem: Regression, start: DiagonalState, eta: float, steps: int, 
         "orders": Probe(orders, every, weights=y0.new_ones(steps)),
     }
     noise = BrownianIncrements(seed, f"sde {eta}", paths, problem.n, dtype=y0.dtype, device=y0.device)
-    if y0.device.type == "cpu" and y0.dtype == torch.float64:
-        return integrate_diagonal(
-            problem, ExactCovariance(eta), y0, eta / SUBSTEPS, steps * SUBSTEPS, noise, probes
-        )  # fmt: skip
-    return integrate(sde, y0, eta / SUBSTEPS, steps * SUBSTEPS, noise, probes)
+    return integrate_diagonal(problem, ExactCovariance(eta), y0, eta / SUBSTEPS, steps * SUBSTEPS, noise, probes)
 
 
 def isotropic(problem: Regression, start: DiagonalState, eta: float, steps: int, paths: int, seed: int) -> Tensor:
