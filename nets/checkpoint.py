@@ -123,7 +123,9 @@ def owner_of(recipe: str, module: nn.Module, images: ImageSet, seed: int, root_s
     """Hashes by which a checkpoint knows its run."""
     layers = [(name, type(part).__qualname__, part.extra_repr()) for name, part in module.named_modules()]
     shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in module.state_dict().items()]
-    data = {"x": images.train_x, "y": images.train_y, "classes": images.classes}
+    data = {
+        "train": (images.train_x, images.train_y), "test": (images.test_x, images.test_y), "classes": images.classes
+    }  # fmt: skip
     return {
         "recipe": digest(recipe),
         "network": digest(repr((layers, shapes))),

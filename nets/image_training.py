@@ -54,7 +54,8 @@ class Trained:
 
     Attributes:
         module: the network in eval mode; of a diverged run its last finite state, statistics re-estimated.
-        average: the network of averaged weights, or None without averaging and where the run is not finished.
+        average: the network of averaged weights; None without averaging and where the run is not finished. Of a
+            diverged run it may have moved on to its last finite weights for up to a hundred steps.
         step: number of steps whose effect is in ``module``.
         finished: no step is left; a run that used up its time is not, and goes on when it is called again.
         first_bad_step: the first step whose loss or gradient was not finite (or beyond the square root of the largest

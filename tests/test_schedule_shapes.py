@@ -68,6 +68,7 @@ def test_decaying_to_one_step_size_separates_them(at):
     grown = DecayTo(0.05, 0.0005, at, Warmup(0.1, 6.0)).step_sizes(1000)
     assert float(grown[50]) == pytest.approx(0.05 * (1 + 5 * 0.05))
     assert float(grown[-1]) == 0.0005
+    assert DecayTo(0.05, 0.0005, at, Warmup(0.1, 6.0)).label.startswith("η=0.05→0.075, 0.0005 from")
 
 
 def test_power_and_linear_warmups():

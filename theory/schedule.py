@@ -54,6 +54,11 @@ class Warmup:
         progress = torch.arange(steps, dtype=torch.float64).clamp(max=int(self.fraction * steps)) / max(steps, 1)
         return 1 + (self.factor - 1) * progress**self.exponent
 
+    @property
+    def peak(self) -> float:
+        """η_k / η₀ where the growth ends."""
+        return 1 + (self.factor - 1) * self.fraction**self.exponent
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -107,8 +112,7 @@ class Schedule:
         """Short text for tables and legends, e.g. ``η=0.282, /4.8 at 10%`` or ``η=0.08→0.206, /3.5 at 10%``."""
         start = f"η={self.step_size:g}"
         if self.warmup is not None:
-            peak = self.step_size * (1 + (self.warmup.factor - 1) * self.warmup.fraction**self.warmup.exponent)
-            start += f"→{peak:.3g}"
+            start += f"→{self.step_size * self.warmup.peak:.3g}"
         return start + "".join(f", /{factor:g} at {at:.0%}" for at, factor in self.decays)
 
 

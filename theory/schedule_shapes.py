@@ -159,7 +159,8 @@ class DecayTo:
 
     @property
     def label(self) -> str:
-        return f"η={self.step_size:g}, {self.final:g} from {self.decay_at:.0%}"
+        grown = "" if self.warmup is None else f"→{self.step_size * self.warmup.peak:.3g}"
+        return f"η={self.step_size:g}{grown}, {self.final:g} from {self.decay_at:.0%}"
 
 
 @dataclass(frozen=True)
