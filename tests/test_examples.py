@@ -44,3 +44,16 @@ def test_train_images(tmp_path, monkeypatch, capsys):
     assert losses[-1] < losses[0]
     assert len(re.findall(r"block \S+: sparsity coefficient 0\.\d+, without", shown)) >= 2
     assert (tmp_path / "seed-0.pt").exists()
+
+
+def test_nudged_sgd(capsys, monkeypatch):
+    """Two looks at the curvature: the sharpest directions make a difference that random ones do not."""
+    script = ROOT / "examples" / "nudged_sgd.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 70
+    monkeypatch.setattr(sys, "argv", [str(script), "--steps", "150", "--seeds", "1", "--curvature-images", "300"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runpy.run_path(str(script))
+    found = re.findall(r"seed 0, ([^:]+): loss \S+, λ₁ (\S+), test accuracy", capsys.readouterr().out)
+    sharp = {label: float(top) for label, top in found}
+    assert [*sharp] == ["SGD", "Nudged-SGD", "random directions"]
+    assert abs(sharp["Nudged-SGD"] / sharp["SGD"] - 1) > 3 * abs(sharp["random directions"] / sharp["SGD"] - 1)

@@ -1,10 +1,12 @@
 """Nudged-SGD: the published updates literally, SGD at γ = 1 to the bit, saved and loaded, and its batched twin."""
 
+import contextlib
 import copy
 import io
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nets.curvature import hessian
 from nets.images import digits
@@ -174,6 +176,70 @@ def test_the_batched_twin_takes_the_optimizers_steps():
         chosen = sharpest(net, 3, 1e-9) if s < 2 else RandomDirections(3)
         path = run(net, NudgedSGD(net.parameters(), chosen, 0.1, gamma, refresh=refresh), 12)
         assert torch.allclose(run_of.final.theta[s, 0], path[-1], rtol=0, atol=1e-9)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Operators that fetch a number from the device, or shape results by it, are errors."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if any(part in name for part in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")):
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", ["correct_v", "correct_g", "correct_both"])
+def test_between_looks_nothing_waits_for_the_device(variant):
+    net = new_net()
+    optimizer = NudgedSGD(net.parameters(), sharpest(net), 0.1, 0.2, variant=variant, momentum=0.9, refresh=4)
+    run(net, optimizer, 1)
+    with NoWaiting():
+        for _ in range(3):
+            optimizer.step()
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        optimizer.step()  # a look
+    twin, found = Nudge(sharpest_of(OBJECTIVE, 3), [0.2], 4), []
+
+    def watched(state, gradient):
+        with NoWaiting() if state.step % 4 else contextlib.nullcontext():
+            found.append(twin(state, gradient))
+        return found[-1]
+
+    train(OBJECTIVE, OBJECTIVE.net.theta, [Schedule(0.1)], 4, seeds=[0], direction=watched)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("directions", [sharpest, lambda net: RandomDirections(3)])
+def test_single_precision_stays(directions):
+    net = new_net().float()
+    data = DATA.to(dtype=torch.float32)
+    chosen = directions(net) if directions is not sharpest else SharpestDirections(net, data.train_x, data.train_y, k=3)
+    optimizer = NudgedSGD(net.parameters(), chosen, 0.1, 0.2, momentum=0.9)
+    SQUARED.values(net(data.train_x), data.train_y).mean().backward()
+    optimizer.step()
+    kept = [part for state in optimizer.state.values() for part in state.values() if isinstance(part, torch.Tensor)]
+    assert {part.dtype for part in kept} == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_steps_are_the_cpus_and_wait_for_nothing():
+    paths = []
+    for device in ("cpu", "cuda"):
+        net, data = new_net().to(device), DATA.to(device)
+        chosen = SharpestDirections(net, data.train_x, data.train_y, SQUARED, 3, 1e-7)
+        optimizer = NudgedSGD(net.parameters(), chosen, 0.1, 0.2, momentum=0.9, refresh=6)
+        for k in range(12):
+            rows = DRAWS(k)[0].to(device)
+            optimizer.zero_grad()
+            SQUARED.values(net(data.train_x[rows]), data.train_y[rows]).mean().backward()
+            torch.cuda.set_sync_debug_mode("error" if k % 6 else "default")
+            try:
+                optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        paths.append(FlatNet(net).theta.cpu())
+    assert torch.allclose(*paths, rtol=0, atol=1e-8)
 
 
 def optimizer_with(directions=None, lr=0.1, gamma=0.5, **options):
