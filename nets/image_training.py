@@ -314,18 +314,22 @@ class _Run:
             "buffers": {name: b.detach().cpu() for name, b in self.module.named_buffers()},
             "momentum": {name: m.cpu() for name, m in momentum.items() if m is not None},
             "average": {name: mean.cpu() for name, mean in average},
+            "probes": self._probes_at(),
             "series": {name: list(rows) for name, rows in self.series.items()},
         }
+
+    def _probes_at(self) -> dict[str, list[int]]:
+        return {name: probe.at.tolist() for name, probe in self.probes.items()}
 
     def _find(self) -> dict[str, Any] | None:
         if self.checkpoints is None or not self.checkpoints.path.exists():
             return None
         found = read(self.checkpoints.path)
         check_owner(self.checkpoints.path, found, self.owner)
-        if set(found["series"]) != set(self.probes):
+        if found["probes"] != self._probes_at():
             raise ValueError(
-                f"the checkpoint '{self.checkpoints.path}' recorded {sorted(found['series'])} and the probes are "
-                f"{sorted(self.probes)}: give the same ones."
+                f"the checkpoint '{self.checkpoints.path}' recorded {sorted(found['probes'])} and the probes are "
+                f"{sorted(self.probes)}, or at other steps: give the same ones."
             )
         return found
 

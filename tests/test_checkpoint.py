@@ -162,9 +162,18 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, what, run):
     with pytest.raises(CheckpointError, match=f"made with another {what}: it is left as it is"):
         run(places)
     assert places.path.read_bytes() == before
-    probe = {"x": Probe(lambda m: torch.zeros(()), torch.tensor([1]))}
-    with pytest.raises(ValueError, match="give the same ones"):
-        train_images(small(), DATA, RECIPE, probes=probe, checkpoints=places)
+
+
+def test_other_probes_are_refused(tmp_path):
+    places = Checkpoints(tmp_path / "run.pt")
+
+    def probes(name, at):
+        return {name: Probe(lambda m: torch.zeros(()), torch.tensor([at]))}
+
+    train_images(small(), DATA, RECIPE, probes=probes("x", 1), checkpoints=places)
+    for other in (probes("y", 1), probes("x", 2), {}):
+        with pytest.raises(ValueError, match="give the same ones"):
+            train_images(small(), DATA, RECIPE, probes=other, checkpoints=places)
 
 
 def test_damaged_files_are_refused_and_kept(tmp_path):
