@@ -30,7 +30,7 @@ def signed(key: np.uint64) -> int:
 @triton.jit
 def _words(key, step, counter):  # type: ignore[no-untyped-def]
     """128 bits as two 64-bit words for each counter."""
-    step, zero = step.to(tl.int64), counter * 0
+    zero = counter * 0  # int64, and with it the step
     x0, x1, x2, x3 = tl.philox(
         key,
         counter.to(tl.uint32),

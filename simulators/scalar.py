@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from numba import njit, prange
 
 from simulators.normals import BLOCK, fill_row, normals_key
+from theory.device import has_triton
 
 FLOOR = 1e-145  # below it |θ| stays put: no path comes back from there, and its square is still a normal number
 
@@ -27,6 +29,7 @@ def quartic_well(
     root_seed: int,
     stream: str,
     scheme: Literal["euler", "split"] = "split",
+    device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """θ of dθ = (μθ - θ³) dt + ζθ dW after the numbers of steps ``records``, shape (records, levels, paths).
 
@@ -37,6 +40,8 @@ def quartic_well(
         zeta: noise levels, shape (levels,).
         start: θ₀, shape (paths,) or (levels, paths).
         records: ascending.
+        device: a CUDA device with Triton runs the same ensemble there, equal to rounding; all others run the compiled
+            loop on the CPU.
 
     Raises:
         ValueError: arguments that do not fit, a step that is not positive.
@@ -48,11 +53,16 @@ def quartic_well(
     theta = np.array(np.broadcast_to(start, (len(zeta), np.shape(start)[-1])), dtype=float)
     if not np.isfinite(theta).all():
         raise ValueError("the start has NaN or infinite entries: give a finite one.")
-    out = np.empty((len(at), *theta.shape))
+    key = normals_key(root_seed, stream)
     advance = {"euler": _euler, "split": _split}
     if scheme not in advance:
         raise ValueError(f"there is no scheme '{scheme}': choose euler or split.")
-    advance[scheme](float(mu), zeta, theta, float(step), at, normals_key(root_seed, stream), out)
+    if has_triton(torch.device(device)):
+        from simulators.scalar_triton import well
+
+        return well(float(mu), zeta, theta, float(step), at, key, scheme == "split", FLOOR, torch.device(device))
+    out = np.empty((len(at), *theta.shape))
+    advance[scheme](float(mu), zeta, theta, float(step), at, key, out)
     return out
 
 
