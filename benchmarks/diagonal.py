@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     problem, rows = gaussian_sparse(80, 200, 20), []
-    index = np.random.default_rng(1).integers(0, 80, (options.seeds, STEPS))
+    index = np.random.default_rng(1).integers(0, 80, (options.seeds, STEPS), dtype=np.int32)
     grids = {"": np.empty(0, int), ", five quantities at the published 348 points": linear_grid(STEPS).numpy()}
     for what, grid in grids.items():
         ours = ensemble(problem, index, grid)  # compiles, and is compared first

@@ -106,7 +106,8 @@ def _advance_single(  # type: ignore[no-untyped-def]
         a_unit, b_unit = np.empty(d), np.empty(d)
         plain, taken, r = weight_decay == 0.0, 0, 0.0  # plain: neither exponents nor weight decay
         for j in range(d):
-            a_unit[j], b_unit[j] = 2.0 ** (2.0 * a_exp[rep, j]), 2.0 ** (2.0 * b_exp[rep, j])
+            a_unit[j] = 1.0 if a_exp[rep, j] == 0 else 2.0 ** (2.0 * a_exp[rep, j])
+            b_unit[j] = 1.0 if b_exp[rep, j] == 0 else 2.0 ** (2.0 * b_exp[rep, j])
             plain = plain and a_exp[rep, j] == 0 and b_exp[rep, j] == 0
         if first_bad_step[rep] < 0 and steps > 0:  # a pass that changes nothing finds the first residual
             x = X[index[seed, 0]]

@@ -110,4 +110,4 @@ def _checked(indices: np.ndarray, n: int, seeds: int, steps: int) -> np.ndarray:
         )
     if array.dtype.kind not in "iu" or (array.size and not (array.min() >= 0 and array.max() < n)):
         raise ValueError(f"an index is no sample's number: give integers from 0 to {n - 1}.")
-    return array.astype(np.int32)
+    return array.astype(np.int32, copy=False)

@@ -65,8 +65,13 @@ class DiagonalState:
     @property
     def mean_log_alpha(self) -> Tensor:
         """The mean of ln|α| over coordinates, shape (...)."""
-        logs = self.a.abs().log_().add_(self.b.abs().log_()).sum(-1)
-        return (logs + LN2 * (self.a_exponent + self.b_exponent).sum(-1).to(logs)) / self.a.shape[-1]
+        product = (self.a * self.b).abs_()
+        if self.a.device.type != "cpu" or not product.numel() or product.min() < torch.finfo(product.dtype).tiny:
+            return self.log_alpha.mean(-1)
+        logs = product.log_().sum(-1)  # one logarithm in place of two, where the product keeps its digits
+        if not self._plain:
+            logs += LN2 * (self.a_exponent + self.b_exponent).sum(-1).to(logs)
+        return logs / self.a.shape[-1]
 
     @property
     def z(self) -> Tensor:
@@ -77,7 +82,7 @@ class DiagonalState:
     def w(self) -> Tensor:
         """The linear predictor u∘v = (a² - b²)/4."""
         a, b = self.true_ab
-        return (a - b) * (a + b) / 4
+        return (a - b).mul_(a + b).div_(4)
 
     @property
     def u(self) -> Tensor:
@@ -94,7 +99,14 @@ class DiagonalState:
     @cached_property
     def true_ab(self) -> tuple[Tensor, Tensor]:
         """a and b as plain floats (zero where they are below the float range)."""
+        if self._plain:
+            return self.a, self.b
         return _with_exponent(self.a, self.a_exponent), _with_exponent(self.b, self.b_exponent)
+
+    @cached_property
+    def _plain(self) -> bool:
+        """No exponent is needed; looked at where looking does not make a device wait."""
+        return self.a.device.type == "cpu" and not (self.a_exponent.any() or self.b_exponent.any())
 
     def expand(self, *batch: int) -> DiagonalState:
         """A writable copy broadcast to shape (*batch, d)."""
@@ -116,8 +128,6 @@ def _log_abs(mantissa: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _with_exponent(mantissa: Tensor, exponent: Tensor) -> Tensor:
-    if exponent.device.type == "cpu" and not exponent.any():
-        return mantissa
     return mantissa * torch.exp2(exponent.to(mantissa.dtype))
 
 
