@@ -3,9 +3,9 @@
 import csv
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -153,13 +153,22 @@ def test_list_and_help_do_not_import_torch():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "diagonal" in shown.stdout
     assert "stabilization" in shown.stdout
-    start = time.perf_counter()
     shown = subprocess.run(
         [sys.executable, "-m", "validation.cli", "validate", "--help"], capture_output=True, text=True, check=True
     )
-    assert time.perf_counter() - start < 2
     assert "--diagonal.step-sizes" in shown.stdout
     assert "positive" not in shown.stderr
+
+
+def test_help_comes_in_half_a_second():
+    """CPU seconds, the least of three: the clock on the wall is the machine's."""
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "validation.cli", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(taken) < 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Run directories: done once, redone when damaged or made by other code, nothing lost, one process at a time."""
 
+import hashlib
 import json
 import os
 import resource
@@ -101,6 +102,21 @@ def test_a_later_format_is_refused_and_kept(done, tmp_path):
     with pytest.raises(SettingsError, match="update valleydrift"):
         run(tmp_path)
     assert json.loads((done.folder / MARK).read_text())["format"] == 99
+
+
+def test_an_earlier_format_is_read(done, tmp_path, capsys):
+    """Format 1 had the same files under their mark and no digest of the code: it is read, and redone by a new run."""
+    text = json.loads((done.folder / "checks.json").read_text())
+    del text["provenance"]["code"], text["provenance"]["cpu_seconds"]
+    (done.folder / "checks.json").write_text(json.dumps(text))
+    digests = {name: hashlib.sha256((done.folder / name).read_bytes()).hexdigest() for name in FILES}
+    (done.folder / MARK).write_text(json.dumps({"format": 1, "sha256": digests}))
+    assert content(load(done.folder)) == content(done)
+    assert main(["report", str(done.folder), "--out", str(tmp_path / "report")]) == 0
+    again, fresh = run_or_load(tmp_path, "stabilization", SETTINGS, CPU)
+    assert fresh
+    assert content(again) == content(done)
+    assert "made by other code" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_share_a_run(tmp_path):

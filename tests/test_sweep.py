@@ -60,6 +60,21 @@ def test_ranges_and_lists():
         cells("stabilization", {}, {"spread": "0:0.1:1000", "start": "0.1:0.2:1000"}, None)
 
 
+def test_presets_and_files_hold_for_all_cells(tmp_path):
+    found = cells("collapse", {}, {"samples": "16,32"}, preset="ckyg-neuron")
+    assert [cell.collapse.samples for cell in found] == [16, 32]
+    assert all(cell.collapse.experiments == ("neuron",) and cell.size == "standard" for cell in found)
+    with pytest.raises(SettingsError, match="for suite collapse"):
+        cells("diagonal", {}, {"n": "10,20"}, preset="ckyg-neuron")
+    config = tmp_path / "mine.yaml"
+    config.write_text("suites: [relu]\n")
+    with pytest.raises(SettingsError, match="for suite relu"):
+        cells("diagonal", {}, {"n": "10,20"}, str(config))
+    assert [cell.relu.experiments for cell in cells("relu", {}, {"experiments": "1d,two-layer"}, str(config))] == [
+        ("1d",), ("two-layer",)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_gives_the_same_results(tmp_path, reference, workers):
     done = sweep(

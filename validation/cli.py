@@ -159,7 +159,7 @@ def _sweep(given: dict[str, Any]) -> int:
     from validation import commands
 
     suite, mode, fresh = given.pop("suite"), _mode(given), given.pop("fresh")
-    how = {name: given.pop(name) for name in ("engine", "workers", "scheduler", "config")}
+    how = {name: given.pop(name) for name in ("engine", "workers", "scheduler", "config", "preset")}
     return commands.sweep(suite, given, mode=mode, fresh=fresh, **how)
 
 

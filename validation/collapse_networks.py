@@ -129,11 +129,14 @@ def network_checks(settings: RunSettings, device: torch.device, progress: Progre
         checks.append(_rank_check(units, f"units, 16-24-10 {name}, {settings.replicates} seeds"))
     networks = 2 if quick else settings.replicates // 16
     progress(f"collapsed layers of convolutional networks, 2 step sizes x {networks} seeds")
-    similarities, counts = progress.kept(
-        "collapsed layers", lambda: _similarities(400 if quick else 3000, networks, seed)
-    )
+
+    def layers() -> tuple[dict[Any, Any], np.ndarray]:
+        similarities, counts = _similarities(400 if quick else 3000, networks, seed)
+        return xr.Dataset(similarities).to_dict(data="array"), counts
+
+    similarities, counts = progress.kept("collapsed layers", layers)
     checks.append(_steps_check(counts))
-    series = {**_course(released), **_growth_series(windows), **similarities}
+    series = {**_course(released), **_growth_series(windows), **xr.Dataset.from_dict(similarities).data_vars}
     progress.close()
     return checks, xr.Dataset(series)
 

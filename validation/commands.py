@@ -37,9 +37,9 @@ def validate(settings: RunSettings, mode: str, fresh: bool, workers: int = 0) ->
         print(table(checks))
     unexpected = [check for check in checks if not check.as_expected]
     counts = ", ".join(f"{sum(check.verdict == verdict for check in checks)} {verdict.value}" for verdict in Verdict)
-    seconds = sum(run.origin["seconds"] for run in found)
+    busy = sum(run.origin["cpu_seconds"] for run in found)
     print(
-        f"{len(checks)} checks in {time.perf_counter() - started:.0f} s ({seconds:.0f} s of runs): {counts}; "
+        f"{len(checks)} checks in {time.perf_counter() - started:.0f} s ({busy:.0f} CPU seconds of runs): {counts}; "
         f"{len(unexpected)} not as expected."
     )
     for result in failed:
@@ -51,13 +51,13 @@ def validate(settings: RunSettings, mode: str, fresh: bool, workers: int = 0) ->
 
 def sweep(
     suite: str, given: dict[str, Any], *, mode: str, fresh: bool, engine: Any, workers: int, scheduler: str,
-    config: str | None,
+    config: str | None, preset: str | None,
 ) -> int:  # fmt: skip
     """Run a suite's cells; status 3 when some failed."""
     whole = ("size", "device", "seeds", "out")
     common = {name: given[name] for name in whole if given.get(name) is not None}
     swept = {name: text for name, text in given.items() if name not in whole and text is not None}
-    settings = cells(suite, common, swept, config)
+    settings = cells(suite, common, swept, config, preset)
     device, root = _device(settings[0].device), store.prepare(settings[0].out)
     side_by_side = workers_for(workers, [suite] * len(settings), device)
     if engine == "local":

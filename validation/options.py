@@ -56,6 +56,7 @@ def add_sweep_options(parser: argparse.ArgumentParser, suite: str) -> None:
         if field.name in ("size", "device", "seeds", "out"):
             parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=field.metadata["help"])
     parser.add_argument("--config", metavar="FILE", help="TOML or YAML file with settings common to all cells")
+    parser.add_argument("--preset", metavar="NAME", help="a paper's experiment as what is common to all cells")
     parser.add_argument("--engine", choices=("local", "dask", "slurm"), default="local", help="who runs the cells")
     parser.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a running dask cluster")
 

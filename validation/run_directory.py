@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import os
+import resource
 import time
 import traceback
 from collections.abc import Iterator
@@ -112,7 +113,8 @@ def run_or_load(
             if kept := store.set_aside(folder, names):
                 Progress(mode).say(f"{folder.name}: {reason}; what was there is in {kept}")
             store.write_text(folder / "settings.json", _text(resolved(suite, settings, device)))
-        progress, started = Progress(mode, folder / "log.jsonl", suite, stages), time.perf_counter()
+        progress = Progress(mode, folder / "log.jsonl", suite, stages)
+        started, used = time.perf_counter(), time.process_time()
         try:
             outcome = run_suite(suite, settings, device, progress)
         except Exception:
@@ -120,6 +122,8 @@ def run_or_load(
             raise
         progress.close()
         origin = store.provenance(dataclasses.asdict(settings), device, time.perf_counter() - started)
+        origin["cpu_seconds"] = round(time.process_time() - used, 1)
+        origin["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         with store.writing(folder), store.uninterrupted():
             _save(folder, outcome, origin | {"code": code_digest(), "format": FORMAT})
             stages.clear()

@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import io
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from validation.store import replacing, uninterrupted, writing
 OURS = ("theory.", "simulators.", "nets.", "validation.")
 ARRAYS: list[Any] = [
     np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
-    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool", "U1")),
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool", "U1", "O")),
 ]  # fmt: skip
 
 
@@ -76,7 +77,9 @@ class Stages:
             try:
                 saved = torch.load(io.BytesIO(payload), weights_only=True)
             except pickle.UnpicklingError as fault:
-                self._say(f"stage '{name}' in {path} cannot be read ({str(fault).splitlines()[0]}): it is done again")
+                asked = re.search(r"GLOBAL (\S+)", str(fault))
+                what = f"it asks for {asked[1]}" if asked else "it is no stage"
+                self._say(f"stage '{name}' in {path} cannot be read ({what}): it is done again")
                 return None
         return (saved["result"],) if (saved["key"], saved["name"]) == (self._key, name) else None
 

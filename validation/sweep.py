@@ -51,16 +51,26 @@ def expand(field: str, hint: Any, text: str) -> list[str]:
     return [repr(float(f"{value:.12g}")) for value in values]
 
 
-def cells(suite: str, common: Mapping[str, Any], swept: Mapping[str, str], config: str | None) -> list[RunSettings]:
+def cells(
+    suite: str,
+    common: Mapping[str, Any],
+    swept: Mapping[str, str],
+    config: str | None = None,
+    preset: str | None = None,
+) -> list[RunSettings]:
     """Settings of every combination of the swept values.
 
     Args:
         common: settings of the whole run (``seeds``, ``size``, …), raw.
         swept: name of a field of the suite's settings to text for :func:`expand`.
+        config, preset: a settings file and a preset that hold for all cells.
 
     Raises:
         SettingsError: values that cannot be used, or too many cells.
     """
+    meant = settings_from({}, config, preset=preset).suites
+    if meant and suite not in meant:
+        raise SettingsError(f"these settings are for suite {meant[0]}: sweep that, or leave suite {suite} to others.")
     kind = type(getattr(RunSettings(), suite))
     hints = get_type_hints(kind)
     choices = {name: expand(name, hints[name], text) for name, text in swept.items()}
@@ -72,7 +82,7 @@ def cells(suite: str, common: Mapping[str, Any], swept: Mapping[str, str], confi
     found = []
     for combination in itertools.product(*choices.values()):
         own = {f"{suite}.{name}": value for name, value in zip(choices, combination, strict=True)}
-        found.append(settings_from({**common, "suites": [suite], **own}, config))
+        found.append(settings_from({**common, "suites": [suite], **own}, config, preset=preset))
     return found
 
 
