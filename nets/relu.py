@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nets.relu_torch import LiteralEngine
+from nets.relu_torch import LiteralEngine, ReplayedEngine
 from nets.sampling import Draws
+from theory.device import has_triton
 from theory.minibatch import Minibatch
 from theory.problem import Regression
 from theory.relu_network import ReluNetwork
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nets.relu_compiled import CompiledEngine
 
 BLOCK = 1024
-EngineName = Literal["auto", "compiled", "literal"]
+EngineName = Literal["auto", "compiled", "replayed", "literal"]
 LossName = Literal["squared", "logistic"]
 
 
@@ -106,8 +107,8 @@ def sgd(
         averaging: ω in [0, 1) of the running average θ̄ ← ωθ̄ + (1-ω)θ; what is measured is then θ̄.
         probes: what to measure; functions see θ of shape (schedules, seeds, p).
         indices: samples to visit instead of random ones, shape (seeds, steps) or (seeds, steps, B).
-        engine: ``compiled`` (CPU, float64) or ``literal`` (torch, backpropagation); ``auto`` takes the first that can
-            do what is asked.
+        engine: ``compiled`` (CPU, float64), ``replayed`` (torch, recorded as a CUDA graph) or ``literal`` (torch,
+            step by step); ``auto`` takes the first that is made for the device. All see the same draws.
         progress: called with the number of steps done.
 
     Returns:
@@ -126,7 +127,8 @@ def sgd(
     shape = (len(schedules), len(seeds))
     runner = _engine(engine, network, problem, _start(network, problem, start, *shape), loss, averaging)
     recorder = Recorder(probes or {}, steps)
-    draws = Draws(problem.n, batch, seeds, steps, root_seed, label_noise, indices)
+    there = problem.X.device if has_triton(problem.X.device) and isinstance(runner, ReplayedEngine) else None
+    draws = Draws(problem.n, batch, seeds, steps, root_seed, label_noise, indices, there)
     stops = sorted({*recorder.stops, *range(0, steps, BLOCK), steps})
     index, shift, block_start = np.empty((0, 0, 0), dtype=np.int32), np.empty((0, 0, 0)), 0
     for begin, end in zip(stops, [*stops[1:], steps], strict=True):
@@ -168,10 +170,15 @@ def gd(
 
 def _engine(
     name: EngineName, network: ReluNetwork, problem: Regression, theta: Tensor, loss: LossName, averaging: float
-) -> CompiledEngine | LiteralEngine:
-    compilable = problem.X.device.type == "cpu" and problem.X.dtype == torch.float64
-    if name == "literal" or (name == "auto" and not compilable):
+) -> CompiledEngine | ReplayedEngine | LiteralEngine:
+    on_cpu = problem.X.device.type == "cpu"
+    compilable = on_cpu and problem.X.dtype == torch.float64
+    if name == "auto":
+        name = "compiled" if compilable else "literal" if on_cpu else "replayed"
+    if name == "literal":
         return LiteralEngine(network, problem, theta, loss == "logistic", averaging)
+    if name == "replayed":
+        return ReplayedEngine(network, problem, theta, loss == "logistic", averaging)
     if not compilable:
         raise ValueError("the compiled engine needs float64 data on the CPU: choose engine='auto'.")
     from nets.relu_compiled import CompiledEngine
