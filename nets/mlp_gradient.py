@@ -49,13 +49,7 @@ class DenseGradient:
             theta: shape (runs, p).
             X: shape (runs, B, ...), or (1, B, ...) for samples that all runs share; ``labels`` (runs or 1, B).
         """
-        runs, count = len(theta), labels.shape[1]
-        hidden = [X.flatten(2).expand(runs, -1, -1)]
-        for layer in self.layers:
-            weight = theta[:, layer.weight].view(runs, layer.outputs, layer.inputs).mT
-            bias = None if layer.bias is None else theta[:, layer.bias].unsqueeze(1)
-            z = torch.bmm(hidden[-1], weight) if bias is None else torch.baddbmm(bias, hidden[-1], weight)
-            hidden.append(z if layer.activation is None else layer.activation(z))
+        runs, count, hidden = len(theta), labels.shape[1], self._forward(theta, X)
         target = torch.eye(hidden[-1].shape[-1], dtype=theta.dtype, device=theta.device)[labels]
         losses, delta = _outer(self.loss, hidden.pop(), target)
         delta, gradient = delta / count, torch.empty_like(theta)
@@ -70,6 +64,21 @@ class DenseGradient:
                 activation = self.layers[before].activation
                 delta = delta if activation is None else delta * SLOPES[type(activation)](below)
         return gradient, losses.mean(-1)
+
+    def losses(self, theta: Tensor, X: Tensor, labels: Tensor) -> Tensor:
+        """L alone, shape (runs,), for the same arguments."""
+        return self.loss.values(self._forward(theta, X)[-1], labels.expand(len(theta), -1)).mean(-1)
+
+    def _forward(self, theta: Tensor, X: Tensor) -> list[Tensor]:
+        """Inputs and what every layer gives, shapes (runs, B, width)."""
+        runs = len(theta)
+        hidden = [X.flatten(2).expand(runs, -1, -1)]
+        for layer in self.layers:
+            weight = theta[:, layer.weight].view(runs, layer.outputs, layer.inputs).mT
+            bias = None if layer.bias is None else theta[:, layer.bias].unsqueeze(1)
+            z = torch.bmm(hidden[-1], weight) if bias is None else torch.baddbmm(bias, hidden[-1], weight)
+            hidden.append(z if layer.activation is None else layer.activation(z))
+        return hidden
 
 
 def dense_gradient(net: FlatNet, loss: Loss) -> DenseGradient | None:
@@ -89,7 +98,9 @@ def dense_gradient(net: FlatNet, loss: Loss) -> DenseGradient | None:
             at = end + (0 if bias is None else part.out_features)
         elif type(part) not in SLOPES or not layers or layers[-1].activation is not part:
             return None
-    return DenseGradient(tuple(layers), loss) if layers and at == net.p else None
+    if not layers or at != net.p or layers[-1].activation is not None:
+        return None
+    return DenseGradient(tuple(layers), loss)
 
 
 def _outer(loss: Loss, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,15 @@ def batched_gradients(objective: Objective) -> Gradients:
     return by_autograd
 
 
+def losses(objective: Objective, theta: Tensor) -> Tensor:
+    """L over the whole set of every row of θ, shape (runs,), without gradients; small networks together."""
+    written = dense_gradient(objective.net, objective.loss)
+    if written is None:
+        return objective.values(theta)
+    with torch.no_grad():
+        return written.losses(theta, objective.X.unsqueeze(0), objective.labels.unsqueeze(0))
+
+
 def sample_gradients(objective: Objective, theta: Tensor) -> Tensor:
     """∇ℓ_i(θ) of every sample, shape (n, p), for one θ of shape (p,): slopes of the loss pulled back sample by sample.
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from nets.mlp import mlp
 from nets.objective import CROSS_ENTROPY, SQUARED, FlatNet, Objective
-from nets.replicas import Epochs, batched_gradients, replicas, sample_gradients
+from nets.replicas import Epochs, batched_gradients, losses, replicas, sample_gradients
 from nets.resnet import resnet
 from nets.training import Batches, train
 from theory.minibatch import Minibatch
@@ -62,6 +62,23 @@ def test_sample_gradients_are_those_of_single_samples(kind, loss):
     assert torch.allclose(rows.mean(0), goal.gradient(goal.net.theta), rtol=1e-9, atol=1e-13)
     single = batched_gradients(goal)(goal.net.theta.expand(7, -1), goal.X.unsqueeze(1), goal.labels.unsqueeze(1))[0]
     assert torch.allclose(rows, single, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("loss", [SQUARED, CROSS_ENTROPY])
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+def test_losses_are_those_of_single_states(kind, loss):
+    goal = objective(kind, loss)
+    theta = goal.net.theta * torch.tensor([[1.0], [0.5], [-2.0]], dtype=DOUBLE)
+    assert torch.allclose(losses(goal, theta), torch.stack([goal.value(row) for row in theta]), rtol=1e-12)
+
+
+def test_an_activation_after_the_last_layer_is_left_to_autograd():
+    inner = objective()
+    goal = Objective(nn.Sequential(*inner.net.module, nn.Tanh()), inner.X, inner.labels, SQUARED)
+    rows = torch.arange(goal.n).unsqueeze(0)
+    gradient, level = batched_gradients(goal)(goal.net.theta.unsqueeze(0), goal.X[rows], goal.labels[rows])
+    assert torch.allclose(gradient[0], goal.gradient(goal.net.theta), rtol=1e-9, atol=1e-13)
+    assert level[0] == pytest.approx(float(goal.value(goal.net.theta)))
 
 
 def test_epochs_visit_every_sample_once_in_fresh_orders():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nets.objective import Objective
-from nets.replicas import sample_gradients
+from nets.replicas import losses, sample_gradients
 from simulators.network import Network
 from simulators.network_sde import ExactCovarianceSDE, run_sde
 from simulators.noise import BrownianIncrements
@@ -58,7 +58,7 @@ def orthogonal_checks(objective: Objective, window: Window, settings: RunSetting
 def _above(objective: Objective, theta: Tensor) -> Tensor:
     """Each path's loss above that of the paths' mean, shape (paths,)."""
     paths = len(theta)
-    return (objective.values(theta) - objective.value(theta.mean(0))).double() * paths / (paths - 1)
+    return (losses(objective, theta) - objective.value(theta.mean(0))).double() * paths / (paths - 1)
 
 
 def _expected(objective: Objective, window: Window, ends: Tensor, bouncing: Tensor) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from nets.curvature import Operator, hessian
 from nets.lanczos import eigenpairs
 from nets.objective import Objective
-from nets.replicas import Draws, Epochs, replicas, sample_gradients
+from nets.replicas import Draws, Epochs, losses, replicas, sample_gradients
 from nets.training import Batches
 from theory.bouncing import LinearSGD, ReshuffledSGD
 from theory.excess_loss import TopDirections, excess_loss
@@ -209,7 +209,7 @@ def _analysed(objective: Objective, setting: Setting, record: _Record, finite: T
     for snapshot in record.snapshots:
         there = snapshot[finite]
         floor.append(objective.value(there.mean(0)).double())
-        excess.append((objective.values(there).double() - floor[-1]) * unbiased)
+        excess.append((losses(objective, there).double() - floor[-1]) * unbiased)
     generator = named_generator(0, "bouncing", "visited", setting.label)
     places = [record.snapshots[j % len(record.snapshots)][finite] for j in range(VISITED)]
     visited = [there[int(generator.integers(runs))] for there in places]
