@@ -12,6 +12,8 @@ from nets.curvature import Operator
 from nets.mlp import init_generator
 
 Which = Literal["largest", "smallest", "magnitude"]
+PARALLEL = 2.0
+"""Residuals of one Lanczos run are parallel: in the sum they may exceed their root mean square by as much."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ def eigenpairs(
     else:
         space.extend(given.sum(1))
         off = space.rest - given @ (given.T @ space.rest)
-        if max(k, 2) <= given.shape[1] < p and off.norm() <= tolerance * space.image_size():
+        if max(k, 2) <= given.shape[1] < p and off.norm() <= PARALLEL * tolerance * space.image_size():
             return _followed(operator, given, space, k, which, tolerance, budget)
     while True:
         values, coordinates = space.ritz(which)
