@@ -17,6 +17,7 @@ from validation import run_directory
 from validation.cli import main
 from validation.run_directory import FILES, MARK, load, run_name, run_or_load
 from validation.settings import RunSettings, SettingsError, StabilizationSettings
+from validation.suite import Progress
 
 SETTINGS = RunSettings(seeds=4, stabilization=StabilizationSettings(steps=200, samples=8))
 CPU = torch.device("cpu")
@@ -172,6 +173,19 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(done, tmp_path, monkeyp
     assert fresh  # what was there had been set aside
     assert (done.folder / "earlier-1" / MARK).exists()
     assert content(again) == content(done)
+
+
+def test_a_log_or_a_lock_that_cannot_be_written_is_one_sentence(tmp_path):
+    folder = tmp_path / run_name("stabilization", SETTINGS, CPU)
+    (folder / "lock").mkdir(parents=True)  # opening it fails, as on a file system that is read-only
+    with pytest.raises(SettingsError, match="could not be written to"):
+        run(tmp_path)
+    (tmp_path / "log").mkdir()
+    progress = Progress("quiet", tmp_path / "log" / "log.jsonl")
+    progress("a stage")
+    (tmp_path / "log").rename(tmp_path / "gone")
+    with pytest.raises(SettingsError, match="could not be written to"):
+        progress.close()
 
 
 def test_termination_says_how_to_go_on(tmp_path):

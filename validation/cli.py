@@ -1,4 +1,4 @@
-"""The command ``valleydrift``. Exit status: 0 every check as expected, 1 one is not, 2 bad input, 3 cells failed."""
+"""The command ``valleydrift``. Exit status: 0 every check as expected, 1 one is not, 2 bad input, 3 runs failed."""
 
 from __future__ import annotations
 

@@ -136,9 +136,9 @@ def network_checks(settings: RunSettings, device: torch.device, progress: Progre
 
     similarities, counts = progress.kept("collapsed layers", layers)
     checks.append(_steps_check(counts))
-    series = {**_course(released), **_growth_series(windows), **xr.Dataset.from_dict(similarities).data_vars}
+    series = xr.Dataset({**_course(released), **_growth_series(windows)})
     progress.close()
-    return checks, xr.Dataset(series)
+    return checks, series.merge(xr.Dataset.from_dict(similarities))
 
 
 def _proofs() -> Check:

@@ -113,7 +113,7 @@ def run_or_load(
             if kept := store.set_aside(folder, names):
                 Progress(mode).say(f"{folder.name}: {reason}; what was there is in {kept}")
             store.write_text(folder / "settings.json", _text(resolved(suite, settings, device)))
-        progress = Progress(mode, folder / "log.jsonl", suite, stages)
+            progress = Progress(mode, folder / "log.jsonl", suite, stages)
         started, used = time.perf_counter(), time.process_time()
         try:
             outcome = run_suite(suite, settings, device, progress)
@@ -192,7 +192,9 @@ def _text(tree: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool) -> Iterator[None]:
     """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
-    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+    with store.writing(folder):
+        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115, closed below
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

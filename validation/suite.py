@@ -27,6 +27,7 @@ SUITES = {
     "collapse": "noise that vanishes on an invariant set draws networks onto it: thresholds, laws, rates",
     "relu": "ReLU networks: the label-noise SDE against SGD, sparsity, rank, balance, over seeds",
     "bouncing": "directions with ηλ > 1: autocorrelation, variances, loss above the floor; sharpness; Nudged-SGD",
+    "resnet": "a residual network on images: SVAG against SGD, sparsity of its blocks, growth of its units",
 }
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
 
@@ -36,6 +37,7 @@ COST = {
     "stabilization": (1, 400),
     "collapse": (40, 900),
     "relu": (50, 700),
+    "resnet": (120, 900),
 }
 """Seconds on one core and MiB at quick size."""
 
@@ -134,5 +136,7 @@ class Progress:
 
     def _keep(self, line: str) -> None:
         if self._log is not None:
-            with open(self._log, "a", encoding="utf-8") as file:
+            from validation.store import writing
+
+            with writing(self._log.parent), open(self._log, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
