@@ -68,7 +68,7 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
     root = Path(__file__).resolve().parent
     commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    known = ("torch", "numpy", "numba", "torchsde", "diffrax", "jax", "curvlinops-for-pytorch", "scipy")
+    known = ("torch", "triton", "numpy", "numba", "torchsde", "diffrax", "jax", "curvlinops-for-pytorch", "scipy")
     result = {
         "rows": list(rows),
         **more,
