@@ -20,6 +20,7 @@ MODULES = {
     "collapse": ("collapse_figures", "heatmaps"),
     "relu": ("relu_figures",),
     "bouncing": ("bouncing_figures", "sharpness_figures"),
+    "resnet": ("resnet_figures",),
 }
 """Suite to the modules that define its ``FIGURES``."""
 

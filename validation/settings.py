@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 Size = Literal["quick", "standard", "paper"]
 Device = Literal["auto", "cpu", "cuda"]
+Style = Literal["plain", "state-of-the-art"]
 BOUNCING = ("mlp", "residual-network", "diagonal", "sharpness")
 COLLAPSE = ("quartic-well", "neuron", "teacher-student", "toy", "linear-network", "networks")
 RELU = ("two-layer", "three-layer", "1d")
@@ -160,6 +161,45 @@ class ReluSettings:
 
 
 @dataclass(frozen=True)
+class ResnetSettings:
+    """Suite ``resnet``: SVAG against SGD on a residual network, on digits and on images of your own."""
+
+    images: int = option(1500, "training images")
+    steps: int = option(600, "SGD steps")
+    batch: int = option(8, "minibatch size")
+    step_sizes: tuple[float, ...] = option((0.1, 0.4, 1.6), "step sizes, ascending; divided by 8 at 80 % of the run")
+    svag: int = option(4, "SVAG steps for each step of SGD")
+    growth_steps: int = option(400, "SGD steps for which the growth of units is watched")
+    growth_step_size: float = option(0.2, "step size meanwhile")
+    growth_weight_decay: float = option(0.005, "weight decay meanwhile")
+    growth_label_noise: float = option(0.3, "share of the labels that are redrawn for it")
+    train: str = option("", "parquet file of training images (CIFAR-10's layout) for a published recipe besides")
+    test: str = option("", "its test images")
+    network: str = option("resnet18_plain", "network of that recipe, by name")
+    width: int = option(64, "its width")
+    style: Style = option("state-of-the-art", "that recipe: plain, or state-of-the-art")
+    epochs: int = option(30, "its epochs")
+    large_batch: int = option(256, "its minibatch size")
+    large_svag: int = option(2, "its SVAG steps for each step of SGD")
+
+    def __post_init__(self) -> None:
+        for name, kind in self.__annotations__.items():
+            if kind in ("int", "float") and name not in ("growth_weight_decay", "growth_label_noise"):
+                _positive(name.replace("_", " "), getattr(self, name))
+        if bool(self.train) != bool(self.test):
+            raise SettingsError("images of your own are two files: give both train and test.")
+        _positive("step size", *self.step_sizes)
+        if len(self.step_sizes) < 2 or list(self.step_sizes) != sorted(set(self.step_sizes)):
+            raise SettingsError("step sizes compare a small one with larger ones: give two or more, ascending.")
+        if not 2 * self.batch <= self.images <= 1797:
+            raise SettingsError(f"{self.images} images with batches of {self.batch}: choose 2 batches to 1797 images.")
+        if self.steps < 8 or self.growth_steps < 80:
+            raise SettingsError("fewer than 8 steps, or 80 steps of growth, decide nothing: choose more.")
+        if not (0 <= self.growth_weight_decay < float("inf") and 0 <= self.growth_label_noise <= 1):
+            raise SettingsError("growth weight decay has to be >= 0 and growth label noise between 0 and 1.")
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """One validation run."""
 
@@ -175,6 +215,7 @@ class RunSettings:
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
     bouncing: BouncingSettings = field(default_factory=BouncingSettings)
     relu: ReluSettings = field(default_factory=ReluSettings)
+    resnet: ResnetSettings = field(default_factory=ResnetSettings)
 
     def __post_init__(self) -> None:
         if self.seeds < 0:
