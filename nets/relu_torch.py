@@ -104,7 +104,8 @@ class ReplayedEngine:
             shift, scale = noise
             y = y + (scale[:, None, None] * shift).flatten(0, 1)
         gradient, size = _gradient(self._network, self._theta, x, y, self._logistic)
-        new = self._theta - eta.repeat_interleave(seeds).unsqueeze(1) * gradient
+        sizes = eta.unsqueeze(1).expand(-1, seeds).reshape(-1, 1)
+        new = self._theta - sizes * gradient
         broken = ~(torch.isfinite(new).all(1) & (size < self._limit))
         self.bad.copy_(torch.where((self.bad < 0) & broken, self._now, self.bad))
         stays = (self.bad >= 0).unsqueeze(1)
