@@ -79,6 +79,48 @@ def test_where_the_law_is_exact_every_claim_agrees_and_every_rival_falls(window)
     assert Verdict.DISAGREES in verdicts(sides).values()
 
 
+def autoregressive(window, slip, runs, steps, seed):
+    """The window of replicas that obey the law exactly, x⁺ = (1-ηλ)x + Gaussian noise, from the stationary law."""
+    generator = torch.Generator().manual_seed(seed)
+    kicks = torch.randn(steps, runs, len(slip), generator=generator, dtype=torch.float64)
+    rho, path = 1 - slip, [kicks[0] / (1 - (1 - slip).square()).sqrt()]
+    for kick in kicks[1:]:
+        path.append(rho * path[-1] + kick)
+    x = torch.stack(path)
+    x = (x - x.mean(1, keepdim=True)) * (runs / (runs - 1)) ** 0.5
+    finite = torch.ones(runs, dtype=torch.bool)
+    return replace(window, x=x, curvature=slip / window.setting.step_size, finite=finite)
+
+
+def test_r_squared_is_free_of_what_few_replicas_add_to_it_and_its_error_is_right(window):
+    """16 replicas x 200 steps: sampling noise alone makes 1 - R² = 0.009; leaving one out takes it away."""
+    slip = torch.cat([torch.linspace(1.6, 0.3, 7), torch.linspace(0.25, 0.03, 17)]).double()
+    rows, plain = [], []
+    for seed in range(40):
+        at = autoregressive(window, slip, 16, 200, seed)
+        check = claims.autocorrelation_checks(at)[1]
+        assert check.observable == "1 - R²"
+        assert check.verdict == Verdict.AGREES
+        rows.append((check.measured, check.standard_error))
+        products, squares = (part.mean(0) for part in claims.autocorrelations(at))
+        measured, predicted = products / squares, -slip / 2
+        plain.append(float((measured - predicted).square().sum() / (measured - measured.mean()).square().sum()))
+    value, error = torch.tensor(rows).T
+    assert abs(value.mean()) < 4 * value.std() / 40**0.5 + 1e-3  # what is left is of second order in 1/R
+    assert min(plain) > 0
+    assert np.mean(plain) > 5 * abs(value.mean())
+    # z-scores have unit variance: χ² of 40, 4 sigma, and a tenth for the error of the errors.
+    assert abs(float((value / error).square().mean()) - 1) < 4 * (2 / 40) ** 0.5 + 0.1
+
+
+def test_r_squared_below_98_percent_is_found_out_with_few_replicas(window):
+    slip = torch.cat([torch.linspace(1.6, 0.3, 7), torch.linspace(0.25, 0.03, 17)]).double()
+    at = autoregressive(window, slip, 16, 200, 0)
+    bent = replace(at, curvature=at.curvature * torch.linspace(0.65, 1.35, 24).double().roll(5))
+    check = claims.autocorrelation_checks(bent)[1]
+    assert check.verdict == Verdict.DISAGREES, check
+
+
 @pytest.mark.parametrize("factor", [0.7, 1.3])
 def test_wrong_curvature_is_found_out(window, factor):
     bent = replace(window, curvature=window.curvature * factor)

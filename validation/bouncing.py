@@ -33,14 +33,15 @@ MOMENTUM = Setting("MLP", 0.2, 32, momentum=0.5)
 SMALL_BATCH = Setting("MLP", 0.2, 8)
 EDGE = Setting("MLP", 0.4, 128)  # ηλ within a per cent or two of 2
 RELU = Setting("ReLU MLP", 0.4, 32)
-RESNET = Setting("tanh ResNet", 0.1, 32)  # smooth: with ReLU the walls are sharper than the floor
+RESNET = Setting("tanh ResNet", 0.08, 32)  # ηλ₁ just below 1.5
+KINKED = Setting("relu ResNet", 0.05, 32)  # with kinks the walls are sharper than the floor
 DIAGONAL = Setting("diagonal", 2.0, 80)
 
 
 def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outcome:
     """All checks of the suite."""
     options, root = settings.bouncing, seed_of(claims.SUITE) % 2**63
-    known = {"mlp": mlp_windows, "residual-network": residual_window, "diagonal": diagonal_window}
+    known = {"mlp": mlp_windows, "residual-network": residual_windows, "diagonal": diagonal_window}
     found = [
         each
         for name, work in known.items()
@@ -61,18 +62,22 @@ Found = list[tuple[Window, list[Check]]]
 """Windows, and what is claimed of each."""
 
 
-def residual_window(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
-    """A small residual network on digits."""
-    options = settings.bouncing
-    progress("tiny ResNet without BatchNorm")
-    objective = digits_objective(lambda: resnet((4, 8), activation=nn.Tanh, dtype=FLOAT), options.resnet_images, device)
+def residual_windows(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
+    """Small residual networks on digits, smooth and with kinks."""
+    options, found = settings.bouncing, Found()
+    few = max(settings.replicates // 2, 2)
+    for setting, activation, runs in ((RESNET, nn.Tanh, settings.replicates), (KINKED, nn.ReLU, few)):
+        progress(f"{setting.label}, no BatchNorm")
+        build = partial(resnet, (4, 8), activation=activation, dtype=FLOAT)
+        objective = digits_objective(build, options.resnet_images, device)
 
-    def residual() -> Window:
-        (state,) = trained(objective, [RESNET], options.resnet_steps, root)
-        return observe(objective, RESNET, state, max(settings.replicates // 2, 2), 100, 200, 24, root)
+        def residual(objective: Objective = objective, setting: Setting = setting, runs: int = runs) -> Window:
+            (state,) = trained(objective, [setting], options.resnet_steps, root)
+            return observe(objective, setting, state, runs, 100, 200, 24, root)
 
-    window = progress.kept("residual network", residual)
-    return [(window, resnet_checks(window))]
+        window = progress.kept(f"residual network {setting.label}", residual)
+        found.append((window, resnet_checks(window)))
+    return found
 
 
 def diagonal_window(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
@@ -146,8 +151,13 @@ def mlp_checks(window: Window) -> list[Check]:
 
 
 def resnet_checks(window: Window) -> list[Check]:
-    """What is claimed of the residual network."""
-    checks = claims.autocorrelation_checks(window, spread=False)
+    """What is claimed of a residual network."""
+    if window.setting == KINKED:
+        # Known: many units' kinks lie within reach, which the Hessian on the floor does not see. What few replicas say
+        # of slow directions alone decides nothing and is left out.
+        factor = [check for check in claims.sde_checks(window) if check.claim == claims.SDE_FAILS.name]
+        return [*claims.variance_checks(window, Verdict.DISAGREES), *factor]
+    checks = claims.autocorrelation_checks(window)
     return [*checks, *claims.sde_checks(window), claims.excess_check(window)]
 
 

@@ -102,8 +102,12 @@ def autocorrelations(window: Window) -> tuple[Tensor, Tensor]:
     return (d[1:] * d[:-1]).sum(0), (d[1:].square() + d[:-1].square()).sum(0) / 2
 
 
-def autocorrelation_checks(window: Window, spread: bool = True) -> list[Check]:
-    """Slope and, with ``spread``, R² of the measured autocorrelations on the law's."""
+def autocorrelation_checks(window: Window) -> list[Check]:
+    """Slope and R² of the measured autocorrelations on the law's.
+
+    Few replicas scatter, and their scatter alone makes 1 - R² positive (0.009 for 16 of them and 200 steps): leaving
+    one out in turn removes it to order 1/R, for every network alike, and gives the error that is left.
+    """
     law, curvature = window.setting.law, window.curvature[:TOP]
     products, squares = (part[:, :TOP] for part in autocorrelations(window))
     predicted = window.displacement_autocorrelation(curvature)
@@ -139,11 +143,9 @@ def autocorrelation_checks(window: Window, spread: bool = True) -> list[Check]:
     prediction = Prediction("slope", torch.tensor(1.0), 0.0, ERROR, SOURCE, given=HESSIAN)
     rivals = [Rival(name, value) for name, value in slopes.items()]
     checks = [_judged(window, AUTOCORRELATION, prediction, measured, rivals)]
-    if spread:
-        prediction = Prediction("1 - R²", torch.tensor(0.0), 1.0, 0.02, SOURCE, given=HESSIAN)
-        rivals = [Rival(name, 0.0, leave_one_out(distance(values), runs)) for name, values in others.items()]
-        checks.append(_judged(window, SPREAD, prediction, leave_one_out(distance(predicted), runs), rivals))
-    return checks
+    prediction = Prediction("1 - R²", torch.tensor(0.0), 1.0, 0.02, SOURCE, given=HESSIAN)
+    rivals = [Rival(name, 0.0, leave_one_out(distance(values), runs)) for name, values in others.items()]
+    return [*checks, _judged(window, SPREAD, prediction, leave_one_out(distance(predicted), runs), rivals)]
 
 
 def descent_check(window: Window, x: Tensor) -> Check:
@@ -162,7 +164,7 @@ def descent_check(window: Window, x: Tensor) -> Check:
     return _judged(window, DESCENT, prediction, leave_one_out(slope, len(products)), rivals)
 
 
-def variance_checks(window: Window) -> list[Check]:
+def variance_checks(window: Window, expected: Verdict = Verdict.AGREES) -> list[Check]:
     """The stationary variance of the sharpest directions."""
     law, noise = window.setting.law, window.noise.mean(0)
     squares = window.x.square().mean(0)
@@ -180,7 +182,7 @@ def variance_checks(window: Window) -> list[Check]:
         "Var x over predicted", torch.tensor(1.0), 0.0, ERROR, VARIANCE_SOURCE, _noise_error(window, top), given
     )
     others = [Rival(name, _median(values / predicted, top)) for name, values in rivals]
-    return [_judged(window, VARIANCE, prediction, _median_ratio(squares, predicted, top), others)]
+    return [_judged(window, VARIANCE, prediction, _median_ratio(squares, predicted, top), others, expected)]
 
 
 def sde_checks(window: Window) -> list[Check]:
