@@ -112,9 +112,9 @@ class Setup:
 
 
 def setup(seeds: int, device: torch.device, root: int) -> Setup:
-    """Curvature is looked at on the first 400 training images."""
-    data = digits(seed=root % 2**31).to(device)
-    nets = [mlp(gain=0.5, seed=root + seed).to(device) for seed in range(seeds)]
+    """Curvature is looked at on the first 400 training images; single precision, like the suite's other networks."""
+    data = digits(seed=root % 2**31).to(device, torch.float32)
+    nets = [mlp(gain=0.5, seed=root + seed).to(device, torch.float32) for seed in range(seeds)]
     training = Objective(nets[0], data.train_x, data.train_y, SQUARED)
     evaluation = training.on(torch.arange(400, device=device))
     return Setup(data, training, evaluation, torch.stack([FlatNet(net).theta for net in nets]), range(seeds), root)
