@@ -57,7 +57,8 @@ def eigenpairs(
     operator is the same, and grows by the worst residual until all are small. Elsewhere Lanczos goes on from the sum,
     which spares what a random vector needs to find the outliers: growing the span by residuals, one at a time or all at
     once, took no fewer products there. Pairs are then followed, not searched for: an eigenvalue that has overtaken the
-    k-th since may be missed while the vectors given still are eigenvectors.
+    k-th since may be missed while the vectors given still are eigenvectors. (Nor do small residuals from any start
+    exclude an eigenvalue in between of which the start has next to nothing; a tighter tolerance finds it.)
     Source: Wu, Simon (2000).
 
     Args:
