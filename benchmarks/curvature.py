@@ -3,9 +3,9 @@
 Usage: python benchmarks/curvature.py [--rounds 5] [--net NAME]        (needs pip install '.[dev]')
 Both run on the same network, samples and threads in one process, alternating. eigsh goes first; ours has to reach the
 residual that eigsh left. Eigenvalues are compared before anything is timed. Warm starts are from the eigenvectors at
-the same state, and at states 1 and 20 SGD steps earlier, to a relative residual of 1e-2 beside a cold start to the
-same, for the top 5 and for λ₁ alone. Prints seconds, products and ratios with their spread; writes
-benchmarks/results/curvature.json.
+the same state, and at states 1 and 10 SGD steps earlier, beside a cold start to the same relative residual: 1e-2 and
+2e-2 for the top 5, 1e-2 for λ₁ alone. A row says how far the eigenvalues are from the precise ones. Prints seconds,
+products and ratios with their spread; writes benchmarks/results/curvature.json.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from theory.schedule import Schedule
 from theory.streams import named_generator
 from theory.trajectory import Probe
 
-K, SAMPLES, TRAINED, DRIFTS = 5, 2048, 200, (1, 20)
+K, SAMPLES, TRAINED, DRIFTS = 5, 2048, 200, (0, 1, 10)
+LOOKS = ((K, 1e-2), (K, 2e-2), (1, 1e-2))
 NETS: dict[str, Callable[[], nn.Module]] = {
     "MLP 64-700-640-10": lambda: mlp((64, 700, 640, 10), dtype=torch.float32),
-    "ResNet 32-64-96, 2 blocks each": lambda: resnet((32, 64, 96), (2, 2, 2), dtype=torch.float32),
+    "ResNet 8-16-32": lambda: resnet((8, 16, 32), (1, 1, 1), dtype=torch.float32),
 }
 
 
@@ -53,7 +54,7 @@ def compare(name: str, rounds: int, tolerance: float) -> list[dict[str, Any]]:
     """Equality of eigenvalues first, then seconds: eigsh, cold and warm, alternating."""
     objective = Objective(NETS[name](), *data())
     last = TRAINED + max(DRIFTS)
-    at = torch.tensor([*(last - drift for drift in sorted(DRIFTS, reverse=True)), last])
+    at = torch.tensor([last - drift for drift in sorted(DRIFTS, reverse=True)])
     keep = {"θ": Probe(lambda state: state.theta.clone(), at)}
     run = train(objective, objective.net.theta, [Schedule(0.05)], last, seeds=[0], batch=Minibatch(32), probes=keep)
     thetas = dict(zip(at.tolist(), run["θ"].values[:, 0, 0], strict=True))
@@ -86,15 +87,17 @@ def compare(name: str, rounds: int, tolerance: float) -> list[dict[str, Any]]:
     residual = (H @ peer.vectors - peer.vectors * peer.values).norm(dim=0)
     reached = max(float(residual.max() / peer.values[0]), 2e-6)  # single precision goes no further
     peers = {"curvlinops, eigsh": theirs, "ours": ours(None, reached)}
-    for k in (K, 1):
-        peers[f"top {k} to 1e-2, cold"] = ours(None, 1e-2, k)
-        for drift in (0, *DRIFTS):
-            earlier = eigenpairs(hessian(objective, thetas[last - drift]), k, tolerance=1e-3).vectors
-            peers[f"top {k} to 1e-2, warm from {drift} steps earlier"] = ours(earlier, 1e-2, k)
+    for k, to in LOOKS:
+        peers[f"top {k} to {to:g}, cold"] = ours(None, to, k)
+        for drift in DRIFTS:
+            earlier = eigenpairs(hessian(objective, thetas[last - drift]), k, tolerance=to).vectors
+            peers[f"top {k} to {to:g}, warm from {drift} steps earlier"] = ours(earlier, to, k)
     results = {label: run() for label, run in peers.items()}
+    gaps = {}
     for label, found in results.items():
         gap = float((found.values - peer.values[: len(found.values)]).abs().max() / peer.values[0])
-        assert gap <= (3e-5 if label == "ours" else 1e-2), (
+        gaps[label] = gap
+        assert gap <= (3e-5 if label == "ours" else 2e-2), (  # within the residual asked for
             f"{label} finds other eigenvalues: {found.values} and {peer.values}"
         )
         assert found.converged, f"{label} did not converge"
@@ -103,14 +106,18 @@ def compare(name: str, rounds: int, tolerance: float) -> list[dict[str, Any]]:
 
     def compared(label: str, against: str, what: str) -> dict[str, Any]:
         sums = (float(results[against].values.sum()), float(results[label].values.sum()))
-        counts = {"products": {"peer": results[against].products, "here": results[label].products}}
-        return row(what, against, taken[against], taken[label], sums, "call") | counts
+        more = {
+            "products": {"peer": results[against].products, "here": results[label].products},
+            "largest error of an eigenvalue, over λ₁": {"peer": gaps[against], "here": gaps[label]},
+        }
+        return row(what, against, taken[against], taken[label], sums, "call") | more
 
     rows = [compared("ours", "curvlinops, eigsh", f"{work.format(K)}, relative residual {reached:.1g}")]
-    for k in (K, 1):
-        for drift in (0, *DRIFTS):
-            what = f"{work.format(k)}, to 1e-2, warm from {drift} steps earlier"
-            rows.append(compared(f"top {k} to 1e-2, warm from {drift} steps earlier", f"top {k} to 1e-2, cold", what))
+    for k, to in LOOKS:
+        for drift in DRIFTS:
+            what = f"{work.format(k)}, to {to:g}, warm from {drift} steps earlier"
+            label = f"top {k} to {to:g}"
+            rows.append(compared(f"{label}, warm from {drift} steps earlier", f"{label}, cold", what))
     assert abs(float(results["ours"].values.sum() / total) - 1) < 1e-4
     return rows
 
