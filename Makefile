@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup validate test slow lint bench clean
+.PHONY: setup validate test slow lint bench bench-gpu clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,9 @@ lint: setup
 bench: setup
 	for each in diagonal sde relu collapse neurons curvature resnet roofline scaling; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 	$(BIN)/python benchmarks/measure.py
+
+bench-gpu: setup
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info results
