@@ -34,6 +34,22 @@ window.addEventListener("load", () => {
 """
 
 
+def test_a_report_of_figures_at_hand_is_that_of_figures_drawn_anew(tmp_path):
+    out = tmp_path / "run"
+    settings = ["--stabilization.steps", "200", "--stabilization.samples", "8", "--seeds", "4"]
+    assert main(["validate", "stabilization", *settings, "--out", str(out), "--quiet"]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    (folder,) = out.glob("stabilization-*/figures")
+    assert len(list(folder.iterdir())) == page.count("<svg")
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+    shutil.rmtree(folder)
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+    assert main(["validate", "stabilization", *settings, "--out", str(out), "--quiet", "--fresh"]) == 0
+    assert len(list(folder.iterdir())) == page.count("<svg")
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_the_report_works_in_a_browser_without_a_network(tmp_path):
     out = tmp_path / "run"

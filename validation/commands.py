@@ -132,7 +132,8 @@ def _runs(
     workers = workers_for(workers, ordered, device)
     shown, threads = "lines" if workers > 1 and mode == "text" else mode, max(cores() // workers, 1)
     tasks = [
-        Task(str(root), name, settings, device.type, fresh, shown, wait=False, threads=threads) for name in ordered
+        Task(str(root), name, settings, device.type, fresh, shown, wait=False, threads=threads, draw=True)
+        for name in ordered
     ]
     Progress(mode).say(estimate(ordered, settings.replicates, workers))
     ended: list[str] = []

@@ -108,6 +108,7 @@ def _rows(axes: Axes, checks: Sequence[Check]) -> None:
 def svg(figure: Figure) -> str:
     """The figure as an inline SVG element."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context(STYLE):  # its salt: the same figure has the same identifiers
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

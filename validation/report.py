@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from validation.check import Check, Verdict
+from matplotlib.figure import Figure
+
+from validation.check import Check, Claim, Verdict
 from validation.figures import claim_figure, svg
 from validation.gallery import figures_of
 from validation.options import reproduction
-from validation.run_directory import Saved
+from validation.run_directory import FIGURES, Saved, code_digest
 from validation.statistics import SIGMAS
-from validation.store import write_text
+from validation.store import write_text, writing
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -44,14 +47,13 @@ def write_report(folder: Path, runs: Sequence[Saved]) -> None:
 
     suites = []
     for run in runs:
-        sections = []
-        for claim in run.claims:
-            rows = [check for check in run.checks if check.claim == claim.name]
-            if rows:
-                sections.append({"claim": claim, "rows": rows, "figure": svg(claim_figure(rows))})
-        suite = run.checks[0].suite if run.checks else run.folder.name
+        drawn, suite = _drawn(run), _suite(run)
+        sections = [
+            {"claim": claim, "rows": rows, "figure": drawn[f"claim-{number}"]}
+            for number, (claim, rows) in enumerate(_claimed(run))
+        ]
         figures = [
-            {"name": name, "title": figure.title, "figure": svg(figure.draw(run.series))}
+            {"name": name, "title": figure.title, "figure": drawn[name]}
             for name, figure in figures_of(suite, run.series).items()
         ]
         command = reproduction(suite, run.origin.get("settings", {}))
@@ -64,6 +66,44 @@ def write_report(folder: Path, runs: Sequence[Saved]) -> None:
     )
     write_text(folder / "report.html", page)
     write_text(folder / "report.md", markdown(checks))
+
+
+def draw_figures(run: Saved) -> None:
+    """The report's figures of a run as SVG in its folder, so that the report has them at hand."""
+    with writing(run.folder):
+        (run.folder / FIGURES).mkdir(exist_ok=True)
+        for name, draw in _figures(run).items():
+            write_text(run.folder / FIGURES / f"{name}.svg", svg(draw()))
+
+
+def _drawn(run: Saved) -> dict[str, str]:
+    """The figures by name: as they lie in the run's folder if this code drew them there, else drawn now."""
+    folder, own = run.folder / FIGURES, run.origin.get("code") == code_digest()
+    found = {}
+    for name, draw in _figures(run).items():
+        path = folder / f"{name}.svg"
+        found[name] = path.read_text(encoding="utf-8") if own and path.exists() else svg(draw())
+    return found
+
+
+def _figures(run: Saved) -> dict[str, Callable[[], Figure]]:
+    """What draws each of them, by name."""
+    found: dict[str, Callable[[], Figure]] = {}
+    for number, (_, rows) in enumerate(_claimed(run)):
+        found[f"claim-{number}"] = partial(claim_figure, rows)
+    for name, figure in figures_of(_suite(run), run.series).items():
+        found[name] = partial(figure.draw, run.series)
+    return found
+
+
+def _claimed(run: Saved) -> list[tuple[Claim, list[Check]]]:
+    """The claims that have checks, with them."""
+    rows = ((claim, [check for check in run.checks if check.claim == claim.name]) for claim in run.claims)
+    return [(claim, checks) for claim, checks in rows if checks]
+
+
+def _suite(run: Saved) -> str:
+    return run.checks[0].suite if run.checks else run.folder.name
 
 
 def markdown(checks: Sequence[Check]) -> str:

@@ -33,7 +33,7 @@ from validation.stages import Stages
 from validation.suite import Outcome, Progress, run_suite
 
 FORMAT = 2
-MARK, LOCK, STAGES = "DONE", "lock", "stages"
+MARK, LOCK, STAGES, FIGURES = "DONE", "lock", "stages", "figures"
 RESULTS = ("checks.json", "checks.csv", "results.nc")
 FILES = ("settings.json", "log.jsonl", *RESULTS)
 UNFINISHED = "it was not finished"
@@ -110,7 +110,7 @@ def run_or_load(
                 left.unlink()  # what a killed process had half written
             # A run that was not finished goes on, and its log with it.
             names = RESULTS if reason == UNFINISHED else (*FILES, MARK)
-            if kept := store.set_aside(folder, names):
+            if kept := store.set_aside(folder, (*names, FIGURES)):
                 Progress(mode).say(f"{folder.name}: {reason}; what was there is in {kept}")
             store.write_text(folder / "settings.json", _text(resolved(suite, settings, device)))
             progress = Progress(mode, folder / "log.jsonl", suite, stages)

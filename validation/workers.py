@@ -43,6 +43,7 @@ class Task:
         device: "cpu" or "cuda".
         fresh, mode, wait: as for :func:`validation.run_directory.run_or_load`.
         threads: of compiled loops over replicates.
+        draw: the report's figures too.
     """
 
     root: str
@@ -53,6 +54,7 @@ class Task:
     mode: str = "quiet"
     wait: bool = True
     threads: int = 1
+    draw: bool = False
 
     @property
     def name(self) -> str:
@@ -83,6 +85,10 @@ def run_task(task: Task) -> TaskResult:
                 Path(task.root), task.suite, task.settings, torch.device(task.device), mode=task.mode,
                 fresh=task.fresh, wait=task.wait,
             )  # fmt: skip
+        if ran and task.draw:
+            from validation.report import draw_figures
+
+            draw_figures(saved)
     except torch.OutOfMemoryError:
         fault = f"suite {task.suite} ran out of memory on {task.device}: choose fewer --seeds or --workers."
         return TaskResult(task.name, False, fault, misused=True)
