@@ -69,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     draws, rows = named_generator(0, "benchmark start"), []
 
-    etas, start, steps = np.array([0.5, 2.0, 2.5, 3.5]), draws.standard_normal((1024, 2)), 300
+    etas, start, steps = np.array([0.5, 2.0, 2.5, 3.5]), draws.standard_normal((1024, 2)), 1000
     runs = {
         "here": lambda: single_neuron(X, Y, etas, start, DT, [steps], 0, "bench"),
         "numpy": lambda: neuron_loop(etas, start, steps),

@@ -82,7 +82,7 @@ def relu(width: int, seeds: int = 32, steps: int = 200) -> Any:
     return lambda: relu_sgd(network, problem, starts, step, steps, seeds=range(seeds), indices=index)
 
 
-def neuron(samples: int, paths: int = 1024, steps: int = 1000) -> Any:
+def neuron(samples: int, paths: int = 256, steps: int = 8000) -> Any:
     """The single tanh neuron, as a call."""
     x, y = neuron_data(samples, 0.1, 0)
     start = np.random.default_rng(0).standard_normal((paths, 2))
@@ -100,7 +100,7 @@ CURVES = (
     Curve("diagonal SGD, 16 seeds", "inputs d", [25 * 2**k for k in range(8)], lambda k: diagonal(d=k)),
     Curve("diagonal label-noise SDE, 20 steps", "paths", [32 * 2**k for k in range(6)], sde),
     Curve("ReLU SGD 2-w-1, 32 runs", "width w", [10 * 2**k for k in range(7)], relu),
-    Curve("single neuron, 1024 paths", "samples m", [8 * 2**k for k in range(7)], neuron),
+    Curve("single neuron, 256 paths, 8000 steps", "samples m", [8 * 2**k for k in range(7)], neuron),
 )  # fmt: skip
 
 

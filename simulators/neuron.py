@@ -75,22 +75,45 @@ def neuron_sums(x: np.ndarray, y: np.ndarray, w1: np.ndarray) -> tuple[np.ndarra
     smooth in w₁. The last is the length of the part of p = t - w₁q orthogonal to q; p is of third order in w₁ and is
     computed so. Sizes: Σ|yt|/w₁, Σ|yq|, ‖q‖, ‖t‖/w₁, ‖p‖/w₁³.
     """
-    z = w1[..., None] * x
-    q, t, square = x / np.cosh(z) ** 2, np.tanh(z), 4 * z * z
-    # sinh 2z - 2z = (2z)³/6 (1 + (2z)²/20 (1 + …)) where it would cancel
-    series = 1 + square / 20 * (1 + square / 42 * (1 + square / 72 * (1 + square / 110 * (1 + square / 156))))
-    p = np.where(square < 0.25, (2 * z) ** 3 / 6 * series, np.sinh(2 * z) - 2 * z) / (2 * np.cosh(z) ** 2)
-    length = _norm(q)
-    along = (p * q).sum(-1) / length
-    across = _norm(p - (along / length)[..., None] * q)
-    values = ((y * t).sum(-1) / w1, (y * q).sum(-1), length, length + along / w1, across / w1**3)
-    sizes = (np.abs(y * t).sum(-1) / w1, np.abs(y * q).sum(-1), length, _norm(t) / w1, _norm(p) / w1**3)
-    return np.stack(values, -1), np.stack(sizes, -1)
+    parts = np.empty((np.size(w1), 2, 5))
+    _sums_at(x, y, np.ascontiguousarray(w1, dtype=float).reshape(-1), parts)
+    values, sizes = np.moveaxis(parts.reshape(*np.shape(w1), 2, 5), -2, 0)
+    return values, sizes
 
 
-def _norm(rows: np.ndarray) -> np.ndarray:
-    length: np.ndarray = np.sqrt((rows * rows).sum(-1))
-    return length
+@njit(cache=True)
+def _sums_at(x, y, w1, parts):  # type: ignore[no-untyped-def]
+    for k in range(len(w1)):
+        _sum_up(x, y, w1[k], parts[k, 0], parts[k, 1])
+
+
+@njit(cache=True, error_model="numpy")
+def _sum_up(x, y, w1, values, sizes):  # type: ignore[no-untyped-def]
+    """Values and sizes at one w₁ > 0; of z = w₁|x|, since h is even in (x, y)."""
+    q, p = np.empty(len(x)), np.empty(len(x))
+    yt, yq, tt, qq, pp, pq, size_yt, size_yq = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(len(x)):
+        z, target = w1 * abs(x[i]), y[i] if x[i] >= 0.0 else -y[i]
+        decay, square = np.exp(-2.0 * z), 4.0 * z * z
+        slope = 4.0 * decay / (1.0 + decay) ** 2  # 1 - t²
+        if square < 1.0:  # sinh 2z - 2z = (2z)³/6 (1 + (2z)²/20 (1 + (2z)²/42 (1 + …))), which would cancel
+            series = 1.0
+            for k in range(18, 3, -2):
+                series = 1.0 + square / (k * (k + 1)) * series
+            p[i] = z * square / 6.0 * series * slope
+        else:
+            p[i] = (1.0 - decay * (decay + 4.0 * z)) / (1.0 + decay) ** 2
+        q[i], t = abs(x[i]) * slope, p[i] + z * slope
+        yt, size_yt = yt + target * t, size_yt + abs(target) * t
+        yq, size_yq = yq + target * q[i], size_yq + abs(target) * q[i]
+        tt, qq, pp, pq = tt + t * t, qq + q[i] * q[i], pp + p[i] * p[i], pq + p[i] * q[i]
+    across, share, length = 0.0, pq / qq if qq > 0.0 else 0.0, np.sqrt(qq)
+    for i in range(len(x)):
+        across += (p[i] - share * q[i]) ** 2
+    values[0], values[1], values[2] = yt / w1, yq, length
+    values[3], values[4] = length + share * length / w1, np.sqrt(across) / w1**3
+    sizes[0], sizes[1], sizes[2] = size_yt / w1, size_yq, length
+    sizes[3], sizes[4] = np.sqrt(tt) / w1, np.sqrt(pp) / w1**3
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +144,7 @@ def tabulate(x: np.ndarray, y: np.ndarray) -> NeuronTable:
         ValueError: samples for which it is not right to ``TABLE_ERROR``.
     """
     angles = (np.arange(DEGREE + 1) + 0.5) * np.pi / (DEGREE + 1)
-    nodes, between = np.cos(angles), np.cos(angles + angles[0])[:-1]
+    nodes, between = np.cos(angles), np.cos(angles + angles[0])[[0, DEGREE // 2]]
     per_unit, rows = DENSITY * float(np.abs(x).max()), np.arange(int(REACH * DENSITY))[:, None]
     values, _ = neuron_sums(x, y, (rows + (nodes + 1) / 2) / per_unit)
     coefficients = np.zeros((len(rows), DEGREE + 1, FUNCTIONS))
@@ -168,25 +191,6 @@ def _look_up(coefficients, place, values):  # type: ignore[no-untyped-def]
         _polynomials(coefficients, row * (FUNCTIONS * (DEGREE + 1)), z, values, lane * FUNCTIONS)
 
 
-@njit(cache=True)
-def _sum_up(x, y, w1, values):  # type: ignore[no-untyped-def]
-    """The same for one weight w₁ beyond the table, sample by sample, to ``values`` (FUNCTIONS,)."""
-    yt, yq, qq, tq = 0.0, 0.0, 0.0, 0.0
-    for i in range(len(x)):
-        t, q = np.tanh(w1 * x[i]), x[i] / np.cosh(w1 * x[i]) ** 2
-        yt, yq, qq, tq = yt + y[i] * t, yq + y[i] * q, qq + q * q, tq + t * q
-    across = 0.0
-    for i in range(len(x)):
-        rest = np.tanh(w1 * x[i])
-        if qq > 0.0:
-            rest -= tq / qq * x[i] / np.cosh(w1 * x[i]) ** 2
-        across += rest * rest
-    length = np.sqrt(qq)
-    values[0], values[1], values[2] = yt / w1, yq, length
-    values[3] = tq / (length * w1) if length > 0.0 else 0.0
-    values[4] = np.sqrt(across) / w1**3
-
-
 @njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
 def _advance(x, y, table, per_unit, scale, start, rate, records, key, out):  # type: ignore[no-untyped-def]
     levels, paths, intervals = len(scale), len(start), len(table)
@@ -197,7 +201,7 @@ def _advance(x, y, table, per_unit, scale, start, rate, records, key, out):  # t
         count = min(PATHS, paths - first)
         w1, w2, xi = np.zeros(PATHS), np.zeros(PATHS), np.empty(BLOCK)
         bits, work = np.empty((2, LANES), np.uint64), np.empty(LANES)
-        place, values = np.empty(PATHS), np.empty((PATHS, FUNCTIONS))
+        place, values, spare = np.empty(PATHS), np.empty((PATHS, FUNCTIONS)), np.empty(5)
         for lane in range(count):
             w1[lane], w2[lane] = start[first + lane, 0], start[first + lane, 1]
         kick, done, alive = scale[level], 0, True
@@ -220,7 +224,7 @@ def _advance(x, y, table, per_unit, scale, start, rate, records, key, out):  # t
                 if beyond:
                     for lane in range(count):
                         if abs(w1[lane]) * per_unit >= intervals:
-                            _sum_up(x, y, abs(w1[lane]), values[lane])
+                            _sum_up(x, y, abs(w1[lane]), values[lane], spare)
                 for lane in range(PATHS):
                     a, b = w1[lane], w2[lane]
                     yt, yq, length = a * values[lane, 0], values[lane, 1], values[lane, 2]
