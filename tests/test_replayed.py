@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nets.relu import sgd
-from theory.device import Repeated
+from theory.device import Repeated, has_triton, say_once
 from theory.minibatch import Minibatch
 from theory.problem import gaussian_sparse
 from theory.relu_network import ReluNetwork
@@ -38,6 +38,16 @@ def test_replayed_steps_are_the_literal_ones(name):
     assert torch.allclose(runs[0].final[0], runs[1].final[0], rtol=1e-9, atol=1e-12)
     assert torch.allclose(runs[0]["θ"].values[:, 0], runs[1]["θ"].values[:, 0], rtol=1e-9, atol=1e-12)
     assert (runs[0].final[0] - start).abs().max() > 1e-2
+
+
+def test_what_is_missing_is_said_once(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    say_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="plain torch: pip install triton") as said:
+        assert [has_triton(torch.device("cuda")) for _ in range(3)] == [False] * 3
+    assert len(said) == 1
+    assert not has_triton(torch.device("cpu"))
+    say_once.cache_clear()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -44,7 +44,7 @@ class Repeated:
     """
 
     def __init__(self, step: Callable[[], None], device: torch.device, together: int = 32) -> None:
-        self._step, self._together = step, together
+        self._step, self._device, self._together = step, device, together
         self._graph: torch.cuda.CUDAGraph | None = None
         self._record = device.type == "cuda"
 
@@ -52,7 +52,8 @@ class Repeated:
         """The next ``times`` steps."""
         if self._record and times >= self._together + WARM_UP:
             self._record = False
-            self._recorded()
+            with torch.cuda.device(self._device):
+                self._recorded()
             times -= WARM_UP
         while self._graph is not None and times >= self._together:
             self._graph.replay()
@@ -74,6 +75,7 @@ class Repeated:
                 for _ in range(self._together):
                     self._step()
         except RuntimeError as fault:
-            say_once(f"Steps run one by one, because they cannot be recorded as a CUDA graph: {fault}")
+            reason = str(fault).splitlines()[0]
+            say_once(f"Steps run one by one, because they cannot be recorded as a CUDA graph: {reason}")
         else:
             self._graph = graph
