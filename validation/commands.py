@@ -17,7 +17,7 @@ from validation.options import unknown
 from validation.report import comparison, table, write_report
 from validation.run_directory import MARK, DamagedError, Saved, load
 from validation.settings import RunSettings, SettingsError
-from validation.suite import COST, SUITES, Progress, estimate
+from validation.suite import SUITES, Progress, cost, estimate
 from validation.sweep import cells
 from validation.sweep import sweep as run_sweep
 from validation.workers import Task, TaskResult, cores, run_tasks, workers_for
@@ -128,7 +128,7 @@ def _runs(
     Raises:
         SettingsError: settings that a suite cannot use; the others are stopped.
     """
-    ordered = sorted(dict.fromkeys(suites), key=lambda name: -COST[name][0])
+    ordered = sorted(dict.fromkeys(suites), key=lambda name: -cost(name)[0])
     workers = workers_for(workers, ordered, device)
     shown, threads = "lines" if workers > 1 and mode == "text" else mode, max(cores() // workers, 1)
     tasks = [

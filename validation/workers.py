@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import joblib
 import numba
 import scipy.linalg  # noqa: F401, its BLAS has to be there before it is pinned
 import torch
@@ -27,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from validation.run_directory import run_name, run_or_load
 from validation.settings import RunSettings, SettingsError
-from validation.suite import COST, SUITES, Progress
+from validation.suite import SUITES, Progress, cost
 
 Engine = Literal["local", "dask", "slurm"]
 RETRIES = 3
@@ -149,13 +150,13 @@ def workers_for(asked: int, suites: Sequence[str], device: torch.device) -> int:
     fit = len(suites)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] / 2**20
-        fit = int(0.9 * free / (CONTEXT_MIB + max(COST[suite][1] for suite in suites)))
+        fit = int(0.9 * free / (CONTEXT_MIB + max(cost(suite)[1] for suite in suites)))
     return max(1, min(fit, len(suites), cores()))
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, by affinity and by the container's share."""
+    return int(joblib.cpu_count())
 
 
 Results = Generator[tuple[int, TaskResult], None, None]
@@ -230,7 +231,6 @@ def _begin_worker() -> None:
 
 def _dask(pending: Sequence[int], tasks: Sequence[Task], workers: int, scheduler: str) -> Results:
     try:
-        import joblib
         from dask.distributed import Client, LocalCluster
     except ImportError:
         raise SettingsError("dask is not installed: pip install 'valleydrift[dask]' for --engine dask.") from None
