@@ -1,8 +1,14 @@
 """Numbers of AVPF's ReLU notebooks: from the same draws where runs are stable, by median and range where chaotic.
 
 Losses are quoted as published, without the ½ of our convention.
+
+The published starts are torch's float32 normals, whose last bits depend on the CPU (AVX2 and plain kernels differ in
+24 to 43 % of them). The float64 loop itself does not: starts 1e-15 apart end within 1e-9 at constant steps and at
+10 %. So digits are held only where starts 1e-7 apart keep them; elsewhere such starts, or fresh ones, must surround
+the published number.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +40,14 @@ def published(run, threshold=0.99, **options):
     return at_last(run, run.start, run.indices(), [0], threshold, **options)
 
 
+def nudged(run, count):
+    """The second schedule from ``count`` starts that differ in float32's last bit, on the published draws."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(count, run.network.size, generator=generator, dtype=torch.float64)
+    indices = np.repeat(run.indices(), count, axis=0)
+    return at_last(run, run.start * (1 + 1e-7 * noise), indices, range(count), schedules=run.schedules[1:2])
+
+
 @pytest.fixture(scope="module")
 def lenaic():
     return two_layer()
@@ -58,7 +72,7 @@ def test_data_are_the_printed_ones(lenaic, deep):
 
 
 def test_teacher_student_in_the_plane(lenaic):
-    values, theta, finite = published(lenaic)
+    values, theta, finite = published(lenaic, schedules=lenaic.schedules[:1])
     assert finite.all()
     stable = {name: value[0, 0].item() for name, value in values.items()}
     assert stable["published train loss"] == pytest.approx(1.35384e-5, rel=5e-6)
@@ -67,14 +81,30 @@ def test_teacher_student_in_the_plane(lenaic):
     assert stable["sparsity"] == pytest.approx(0.26333, abs=5e-6)
     (W, _), (a, _) = lenaic.network.split(theta[:, 0])
     assert theta[0, 0].norm().item() == pytest.approx(3.30917, abs=5e-6)
-    assert nuclear_norm(W * a.abs().mT)[:2].tolist() == pytest.approx([1.28380, 1.52920], abs=5e-5)
+    assert nuclear_norm(W * a.abs().mT)[0].item() == pytest.approx(1.28380, abs=5e-5)
     on, at_start = (lenaic.network.preactivations(t, lenaic.problem.X) for t in (theta[:, 0], lenaic.start))
-    assert pattern_distance(on, at_start)[:2].tolist() == pytest.approx([0.073333, 0.376667], abs=5e-7)
-    # 10 %: the next stable one, to three digits
-    decayed = {name: value[1, 0].item() for name, value in values.items()}
-    assert decayed["published train loss"] == pytest.approx(1.0185e-5, rel=2e-3)
-    assert decayed["published test loss"] == pytest.approx(1.622e-4, rel=2e-3)
-    assert (decayed["rank"], decayed["sparsity"]) == (16, pytest.approx(0.11))
+    assert pattern_distance(on, at_start)[0].item() == pytest.approx(0.073333, abs=5e-7)
+
+
+def test_teacher_student_decayed_at_ten_percent_among_starts_a_last_bit_apart(lenaic):
+    """Such starts end with training losses a factor 2 and nuclear norms 8 % apart; the published run is one of them.
+
+    Its test loss, 1.622e-4, is left out: 32 starts reached 1.621e-4 at most, which decides nothing.
+    """
+    values, theta, finite = nudged(lenaic, 64)
+    assert finite.all()
+    (W, _), (a, _) = lenaic.network.split(theta[0])
+    on, at_start = (lenaic.network.preactivations(t, lenaic.problem.X) for t in (theta[0], lenaic.start))
+    measured = {
+        1.0185e-5: values["published train loss"][0],
+        1.52920: nuclear_norm(W * a.abs().mT),
+        16: values["rank"][0],
+        0.376667: pattern_distance(on, at_start),
+    }
+    for published_value, ends in measured.items():
+        assert ends.min() <= published_value <= ends.max()
+        assert ends.max() > 1.03 * ends.min()  # or else hold the digits
+    assert (values["sparsity"][0] - 0.11).abs().max() < 0.04  # 0.26 at the small step
 
 
 def test_three_layers(deep):
@@ -100,13 +130,10 @@ def test_three_layers_in_the_published_precision(deep):
     assert values["published test loss"][:, 0].tolist() == pytest.approx([0.0613878, 0.0321812], rel=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("factor", "train", "nuclear", "underfit"),
-    [(400.0, 2.0859e-4, 540.217, None), (500.0, 1.5994e-4, 540.183, 0.26857)],
-)
-def test_one_dimension(factor, train, nuclear, underfit):
+@pytest.mark.parametrize(("factor", "train", "nuclear"), [(400.0, 2.0859e-4, 540.217), (500.0, 1.5994e-4, 540.183)])
+def test_one_dimension(factor, train, nuclear):
     run = one_dimensional(factor)
-    values, theta, finite = published(run, 0.999)
+    values, theta, finite = published(run, 0.999, schedules=run.schedules[:1])
     assert finite.all()
     assert values["published train loss"][0, 0].item() == pytest.approx(train, rel=4e-4)
     assert values["rank"][0, 0] == 85
@@ -116,12 +143,6 @@ def test_one_dimension(factor, train, nuclear, underfit):
     assert nuclear_norm(scaled)[0].item() == pytest.approx(nuclear, abs=2e-3)
     on, at_start = (run.network.preactivations(t, run.problem.X) for t in (theta[:, 0], run.start))
     assert pattern_distance(on, at_start)[0].item() == pytest.approx(0.040833, abs=5e-7)
-    if underfit:  # over-regularised
-        assert values["published train loss"][1, 0].item() == pytest.approx(underfit, rel=1e-3)
-        assert nuclear_norm(scaled)[1].item() == pytest.approx(12.7314, rel=1e-3)
-        assert values["active fraction"][1, 0].item() == pytest.approx(0.22167, abs=1e-5)
-        assert values["rank"][1, 0].item() == pytest.approx(16, abs=1)
-        assert values["sparsity"][1, 0].item() == pytest.approx(0.0283, abs=1e-3)
 
 
 def ensemble(run, start, seeds, threshold=0.99, schedules=slice(1, None)):
@@ -161,7 +182,9 @@ def test_chaotic_three_layers_by_median_and_range(deep):
 def test_chaotic_one_dimension_by_median_and_range(factor, rank, share):
     """A long warmup leaves a quarter of the rank and less than half of the sparsity coefficient of a short one.
 
-    The published over-regularised run is sparser than most: one in twenty ends at 2.8 % or less, hence 64 seeds.
+    The published over-regularised run is sparser than most: one in twenty ends at 2.8 % or less, hence 64 seeds. It
+    also underfits, at a loss of 0.26857. Starts a last bit from its own end there or at a loss 400 times smaller, with
+    one CPU's kernels 1 of 24, so no single run is held to it.
     """
     run = one_dimensional(factor)
     order = ensemble(run, kinked(run.network, range(64)), 64, 0.999, slice(None))
