@@ -146,12 +146,16 @@ def draw(curves: Sequence[dict[str, Any]], held: dict[str, Any]) -> None:
         x, y = np.array(curve["sizes"]), np.array(curve["seconds"])
         axis.loglog(x, y, "o-")
         axis.loglog(x, y[-1] * x / x[-1], color="0.7", lw=1, zorder=0)
-        axis.set(title=curve["what"], xlabel=curve["axis"], ylabel="seconds")
+        axis.set_title(curve["what"], fontsize=9)
+        axis.set(xlabel=curve["axis"], ylabel="seconds")
         axis.text(0.05, 0.9, f"exponent {curve['exponent']:.2f}", transform=axis.transAxes)
     last = axes.flat[len(curves)]
     last.loglog(held["seeds"], held["bytes"], "o-")
     last.axhline(held["machine, bytes"], color="tab:red", lw=1)
-    last.set(title="diagonal SGD, memory (red: the machine's)", xlabel="seeds", ylabel="bytes")
+    more = np.geomspace(held["seeds"][-1], held["seeds that fill it"], 30)
+    last.loglog(more, held["bytes"][-1] + held["bytes a seed"] * (more - more[0]), "--", color="0.5")
+    last.set_title("diagonal SGD, memory (red: the machine's)", fontsize=9)
+    last.set(xlabel="seeds", ylabel="bytes")
     figure.savefig(FIGURE, dpi=110, metadata={"Software": ""})
     plt.close(figure)
 
