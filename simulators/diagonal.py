@@ -56,10 +56,11 @@ def integrate_diagonal(
     Raises:
         ValueError: what :func:`~simulators.integrate.integrate` raises.
     """
-    sde, loop = DiagonalSDE(problem, covariance), _loop(problem, covariance, y0, dt, noise)
+    sde = DiagonalSDE(problem, covariance)
+    check_run(sde, y0, dt, steps, noise)
+    loop = _loop(problem, covariance, y0, dt, noise)
     if loop is None:
         return integrate(sde, y0, dt, steps, noise, probes, first_step=first_step)
-    check_run(sde, y0, dt, steps, noise)
     recorder = Recorder(probes or {}, steps, first_step)
     k = first_step
     for stop in sorted({*recorder.stops, steps}):
