@@ -33,10 +33,10 @@ SUITES = {
 
 COST = {
     "bouncing": (40, 900),
-    "diagonal": (45, 900),
+    "diagonal": (45, 1200),
     "stabilization": (1, 400),
     "collapse": (40, 900),
-    "relu": (50, 700),
+    "relu": (50, 1300),
     "resnet": (120, 900),
 }
 """Seconds on one core and MiB at quick size."""
