@@ -110,9 +110,9 @@ def ceilings(rounds: int) -> dict[str, float]:
         run = functools.partial(_triad, a, b, c, times)
         taken = least(run, rounds if size < 2**26 else 5)
         found[f"triad, bytes/s, {name}"] = 24 * len(a) * times / taken
-    v, square = np.ones(512), torch.ones(512, 512, dtype=torch.float64)
+    v, square = np.ones(512), torch.ones(192, 192, dtype=torch.float64)
     loop = 16 * 512 * 20 / least(lambda: _multiply_adds(v, 20), rounds)
-    product = 512**3 / least(lambda: square @ square, rounds)
+    product = 192**3 / least(lambda: square @ square, rounds)
     found["multiply-adds/s, loop"], found["multiply-adds/s, matrix product"] = loop, product
     x = np.linspace(-5, 5, 512)
     mantissa, bits = np.empty(512), np.empty(512, dtype=np.int64)
@@ -124,7 +124,7 @@ def ceilings(rounds: int) -> dict[str, float]:
 
 def diagonal_sgd(c: Mapping[str, float], rounds: int) -> Loop:
     """Steps alone."""
-    n, d, seeds, steps = 80, 200, 8, 1024
+    n, d, seeds, steps = 80, 200, 4, 10_240
     problem = gaussian_sparse(n, d, 20)
     index, start = np.random.default_rng(0).integers(0, n, (seeds, steps)), initial_state(problem)
     taken = least(lambda: sgd(problem, start, [Schedule(0.2)], steps, seeds=range(seeds), indices=index), rounds)
