@@ -47,7 +47,7 @@ class Augmentation:
 
     def apply(self, x: Tensor, draws: Tensor) -> Tensor:
         """The same for given draws, shape (5, B) on the device of ``x``."""
-        n, _, height, width = x.shape
+        n, channels, height, width = x.shape
 
         def uniform(row: int, below: int) -> Tensor:
             """Integers in [0, below) from one row of the draws."""
@@ -58,8 +58,12 @@ class Augmentation:
             top, left = uniform(0, 2 * self.crop + 1), uniform(1, 2 * self.crop + 1)
             rows = top[:, None] + torch.arange(height, device=x.device)
             columns = left[:, None] + torch.arange(width, device=x.device)
-            each = torch.arange(n, device=x.device)[:, None, None]
-            x = padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+            each, channel = (torch.arange(size, device=x.device) for size in (n, channels))
+            # Every axis is indexed, so that the result lies in memory as x does. Moving channels last and back leaves
+            # strides that are ambiguous for one channel, with which torch's convolutions write past their memory.
+            x = padded[
+                each[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+            ]
         if self.flip:
             x = torch.where(uniform(2, 2).bool()[:, None, None, None], x.flip(-1), x)
         if self.cutout:

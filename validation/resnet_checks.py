@@ -13,7 +13,7 @@ from theory.prediction import AVPF, Prediction, Reference
 from validation.check import Check, Claim, Rival, Verdict, judge
 from validation.resnet_growth import Growth
 from validation.resnet_runs import Course, Experiment
-from validation.statistics import kendall_tau
+from validation.statistics import kendall_tau, mean
 
 SUITE = "resnet"
 
@@ -100,22 +100,28 @@ def order_check(experiment: Experiment, cells: tuple[int, ...], sgd: Course) -> 
 
 def growth_checks(experiment: Experiment, found: Growth, root: int, expected: Verdict) -> list[Check]:
     """Rank correlation and signs, over groups of replicas."""
-    correlation, share = (torch.from_numpy(part) for part in found.expected(root))
+    correlation, share = (mean(part) for part in found.expected(root))
     ahead = found.correlation(np.broadcast_to(found.ahead, found.realised.shape)).mean()
     setting = f"{experiment.schedules[0].label}, {found.realised.shape[1]} units"
     flow = torch.from_numpy(found.correlation(found.drift))
     rank = judge(
         SUITE, GROWTH, f"{setting}; {ahead:.2f} from the first state alone",
-        Prediction("rank correlation", correlation, 0.0, 0.0, GROWTH_SOURCE),
+        Prediction(
+            "rank correlation", torch.tensor(correlation.value), 0.0, 0.0, GROWTH_SOURCE, correlation.standard_error
+        ),
         torch.from_numpy(found.correlation(found.predicted)),
-        rivals=[Rival("gradient flow: no noise term", correlation, measured=flow), Rival("no relation", 0.0)],
+        rivals=[
+            Rival("gradient flow: no noise term", correlation.value, flow, correlation.standard_error),
+            Rival("no relation", 0.0),
+        ],
         expected=expected,
     )  # fmt: skip
     (both, only), (missed, _) = found.table().tolist()
     table = f"shrinking on average: {both + only} predicted, {both + missed} found, {both} of them both"
     decay = torch.from_numpy(found.signs(-np.ones_like(found.realised)))
     sign = judge(
-        SUITE, SIGN, f"{setting}; {table}", Prediction("share of units", share, 0.5, 0.0, GROWTH_SOURCE),
+        SUITE, SIGN, f"{setting}; {table}",
+        Prediction("share of units", torch.tensor(share.value), 0.5, 0.0, GROWTH_SOURCE, share.standard_error),
         torch.from_numpy(found.signs(found.predicted)),
         rivals=[Rival("weight decay alone: all shrink", 1.0, measured=decay), Rival("a coin", 0.5)],
         expected=expected,

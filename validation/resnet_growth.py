@@ -84,12 +84,13 @@ class Growth:
     def expected(self, root: int) -> tuple[np.ndarray, np.ndarray]:
         """Both if the equation held: normal martingale parts, and rates that were sampled as these were.
 
-        The rates' own scatter over units is what the sampled ones have, less the sampling variance.
+        The rates' own scatter over units is what the sampled ones have, less the sampling variance, on average over
+        groups.
         """
         predicted = _grouped(self.predicted)
         apart, sampling = (_grouped(part) / TOGETHER for part in (self.variance, self.error))
-        middle, scatter = predicted.mean(1, keepdims=True), predicted.var(1, keepdims=True)
-        shrunk = np.clip(1 - sampling.mean(1, keepdims=True) / scatter, 0, 1) ** 0.5
+        middle = predicted.mean(1, keepdims=True)
+        shrunk = max(1 - sampling.mean() / predicted.var(1).mean(), 0.0) ** 0.5
         true = middle + shrunk * (predicted - middle)
         first, second = named_generator(root, "martingale").standard_normal((2, DRAWS, *predicted.shape))
         rates, outcomes = true + sampling**0.5 * first, true + apart**0.5 * second
@@ -162,13 +163,14 @@ def growth(experiment: Experiment, window: Window) -> Growth:
 def _rates(
     experiment: Experiment, state: Tensor, index: dict[str, Tensor], eta: float, decay: float, at: int
 ) -> list[GrowthRate]:
-    """Rates of every layer at states (replicas, p), terms (replicas, units)."""
-    network = experiment.network()
-    order = torch.from_numpy(named_generator(experiment.root, "rates", at).permutation(network.n))
-    chosen = min(MINIBATCHES, network.n // experiment.batch)
-    rows = order[: chosen * experiment.batch].view(chosen, experiment.batch).to(state.device)
-    weights = torch.full(rows.shape, 1 / experiment.batch, dtype=state.dtype, device=state.device)
-    gradients = [network.weighted_gradient(theta.expand(len(rows), -1), weights, rows=rows) for theta in state]
+    """Rates of every layer at states (replicas, p), terms (replicas, units); each from minibatches of its own."""
+    network, size = experiment.network(), experiment.batch
+    chosen, gradients = min(MINIBATCHES, network.n // size), []
+    for replica, theta in enumerate(state):
+        order = torch.from_numpy(named_generator(experiment.root, "rates", at, replica).permutation(network.n))
+        rows = order[: chosen * size].view(chosen, size).to(state.device)
+        weights = torch.full(rows.shape, 1 / size, dtype=state.dtype, device=state.device)
+        gradients.append(network.weighted_gradient(theta.expand(chosen, -1), weights, rows=rows))
     dynamics = Dynamics(eta, Minibatch(), weight_decay=decay, samples=ENDLESS)
     return [sign_growth(state[:, at], torch.stack([g[:, at] for g in gradients]), dynamics) for at in index.values()]
 
