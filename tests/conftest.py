@@ -12,6 +12,14 @@ if not torch.cuda.is_available():  # before anything imports Triton
 from theory.problem import Regression, gaussian_sparse
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` need a CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture
 def small() -> Regression:
     return gaussian_sparse(8, 12, 3, n_test=20)

@@ -43,18 +43,23 @@ def add_options(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -
                 dest=prefix + field.name,
                 nargs="+" if several else None,
                 metavar=choices,
-                help=field.metadata["help"] + note,
+                help=_help(field) + note,
             )
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    """A setting's sentence; argparse takes a bare % for a place to fill."""
+    return str(field.metadata["help"]).replace("%", "%%")
 
 
 def add_sweep_options(parser: argparse.ArgumentParser, suite: str) -> None:
     """Options of ``valleydrift sweep SUITE``: one for every setting of the suite, and how to run."""
     kind = type(getattr(RunSettings(), suite))
     for field in dataclasses.fields(kind):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUES", help=field.metadata["help"])
+        parser.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUES", help=_help(field))
     for field in dataclasses.fields(RunSettings):
         if field.name in ("size", "device", "seeds", "out"):
-            parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=field.metadata["help"])
+            parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=_help(field))
     parser.add_argument("--config", metavar="FILE", help="TOML or YAML file with settings common to all cells")
     parser.add_argument("--preset", metavar="NAME", help="a paper's experiment as what is common to all cells")
     parser.add_argument("--engine", choices=("local", "dask", "slurm"), default="local", help="who runs the cells")
