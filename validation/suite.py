@@ -32,12 +32,12 @@ SUITES = {
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
 
 COST = {
-    "bouncing": (40, 900),
-    "diagonal": (45, 1200),
-    "stabilization": (1, 400),
-    "collapse": (40, 900),
-    "relu": (50, 1300),
-    "resnet": (120, 900),
+    "bouncing": (145, 1500),
+    "diagonal": (115, 1200),
+    "stabilization": (2, 400),
+    "collapse": (70, 1200),
+    "relu": (155, 1300),
+    "resnet": (230, 800),
 }
 """Seconds on one core and MiB at quick size."""
 
