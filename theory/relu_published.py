@@ -2,8 +2,8 @@
 
 Data and samples come from numpy's legacy generator, weights from torch's, each in the published order, so the
 published numbers come out. Data and start are the published float32 numbers, held in float64: to the bit where torch's
-kernels are those of the authors' CPU, elsewhere some weights differ in the last bit. Runs at the largest step sizes tell
-a change of 1e-8, so their last digits need such a CPU and ``problem.to(dtype=torch.float32)``.
+kernels are those of the authors' CPU, elsewhere some weights differ in the last bit. Runs at the largest step sizes
+tell a change of 1e-8, so their last digits need such a CPU and ``problem.to(dtype=torch.float32)``.
 
 AVPF's loss for these networks is the mean of (h - y)² without ½: their step size γ is our η = 2γ.
 Source: Andriushchenko et al. (2023), Figs. on two-layer, multi-layer and one-dimensional ReLU networks, and their code.
