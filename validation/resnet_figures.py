@@ -33,7 +33,8 @@ def sparsity(series: xr.Dataset) -> Figure:
             axis.set_xlabel("SGD step")
             axis.set_ylim(0, None)
         axes[0].set_ylabel("sparsity coefficient, last block")
-        axes[len(cells) - 2].legend(fontsize=7, frameon=False)
+        handles, labels = axes[len(cells) - 2].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=7, frameon=False, ncols=len(handles), loc="outside lower center")
     return figure
 
 
