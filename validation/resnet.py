@@ -34,7 +34,7 @@ OK, MISS = Verdict.AGREES, Verdict.DISAGREES
 def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outcome:
     """All checks of the suite."""
     options, root = settings.resnet, seed_of(claims.SUITE) % 2**62
-    experiment = digits_experiment(options, max(3 * settings.replicates // 16, 2), root, device)
+    experiment = digits_experiment(options, max(settings.replicates // 4, 2), root, device)
     measure, small, large = Measure(experiment), 0, len(options.step_sizes) - 1
     runs = f"{len(experiment.schedules)} schedules x {experiment.seeds} seeds"
     progress(f"SGD, {runs}")

@@ -165,9 +165,9 @@ class ResnetSettings:
     """Suite ``resnet``: SVAG against SGD on a residual network, on digits and on images of your own."""
 
     images: int = option(1500, "training images")
-    steps: int = option(480, "SGD steps")
+    steps: int = option(600, "SGD steps")
     batch: int = option(8, "minibatch size")
-    step_sizes: tuple[float, ...] = option((0.2, 0.6, 1.6), "step sizes, ascending; divided by 8 at 80 % of the run")
+    step_sizes: tuple[float, ...] = option((0.1, 0.4, 1.6), "step sizes, ascending; divided by 8 at 80 % of the run")
     svag: int = option(4, "SVAG steps for each step of SGD")
     growth_steps: int = option(400, "SGD steps for which the growth of units is watched")
     growth_step_size: float = option(0.2, "step size meanwhile")

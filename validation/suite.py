@@ -37,7 +37,7 @@ COST = {
     "stabilization": (2, 400),
     "collapse": (70, 1200),
     "relu": (155, 1300),
-    "resnet": (230, 800),
+    "resnet": (350, 800),
 }
 """Seconds on one core and MiB at quick size."""
 
