@@ -18,7 +18,7 @@ validate: setup
 	$(BIN)/valleydrift validate $(ARGS)
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 slow: setup
 	$(BIN)/python -m pytest -m slow $(ARGS)

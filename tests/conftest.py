@@ -3,6 +3,7 @@
 import importlib.util
 import os
 
+import numba
 import pytest
 import torch
 
@@ -10,6 +11,11 @@ if not torch.cuda.is_available():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from theory.problem import Regression, gaussian_sparse
+
+# Test processes share the cores: one torch thread in each. Numba's pool, when it starts, sets OpenMP's threads and so
+# torch's; asking for their number starts it.
+numba.get_num_threads()
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
