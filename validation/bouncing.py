@@ -16,6 +16,7 @@ from nets.resnet import resnet
 from theory.problem import gaussian_sparse
 from theory.streams import seed_of
 from validation import bouncing_checks as claims
+from validation import bouncing_moving as moving
 from validation.bouncing_diagonal import observe_diagonal
 from validation.bouncing_orthogonal import ORTHOGONAL, orthogonal_checks
 from validation.bouncing_runs import Setting, Window, descended, observe, trained
@@ -26,13 +27,14 @@ from validation.sharpness import CLAIMS as SHARPNESS_CLAIMS
 from validation.sharpness import sharpness_checks
 from validation.suite import Outcome, Progress
 
-CLAIMS = [*claims.CLAIMS, ORTHOGONAL, *SHARPNESS_CLAIMS]
+CLAIMS = [*claims.CLAIMS, moving.MOVING, ORTHOGONAL, *SHARPNESS_CLAIMS]
 FLOAT = torch.float32  # of the image networks: sampling errors are 1e-2, and steps cost half
 
 MOMENTUM = Setting("MLP", 0.2, 32, momentum=0.5)
 SMALL_BATCH = Setting("MLP", 0.2, 8)
 EDGE = Setting("MLP", 0.4, 128)  # ηλ within a per cent or two of 2
 RELU = Setting("ReLU MLP", 0.4, 32)
+TURNING = Setting("MLP", 0.2, 32)  # early, while the sharpest directions turn away
 RESNET = Setting("tanh ResNet", 0.08, 32)  # ηλ₁ just below 1.5
 KINKED = Setting("relu ResNet", 0.05, 32)  # with kinks the walls are sharper than the floor
 DIAGONAL = Setting("diagonal", 2.0, 80)
@@ -51,6 +53,9 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     checks, series = [check for _, part in found for check in part], list[xr.Dataset]()
     if found:
         series.append(dataset([window for window, _ in found]))
+    if "mlp" in options.experiments:
+        turning = progress.kept("moving basis", lambda: turning_valley(settings, device, progress, root))
+        checks, series = checks + moving.moving_checks(turning), [*series, moving.dataset(turning)]
     if "sharpness" in options.experiments:
         sharpness, curves = sharpness_checks(settings, device, progress)
         checks, series = checks + sharpness, [*series, curves]
@@ -126,6 +131,14 @@ def mlp_windows(settings: RunSettings, device: torch.device, progress: Progress,
         (state,) = progress.kept(f"trained {setting.label}", partial(trained, at, [setting], options.steps, root))
         look(at, setting, state)
     return found
+
+
+def turning_valley(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> moving.Following:
+    """The same MLP from its first hundred steps on."""
+    progress(f"moving basis, {TURNING.label}, {settings.replicates} replicas")
+    objective = digits_objective(lambda: mlp(dtype=FLOAT), settings.bouncing.images, device)
+    (state,) = trained(objective, [TURNING], 100, root)
+    return moving.follow(objective, TURNING, state, settings.replicates, 24, 25, 20, root)
 
 
 def mlp_checks(window: Window) -> list[Check]:

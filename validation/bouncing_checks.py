@@ -310,20 +310,21 @@ def _judged(
     expected: Verdict = Verdict.AGREES,
 ) -> Check:  # fmt: skip
     """The check, with replicas that diverged counted."""
-    sample = torch.full((len(window.finite),), torch.nan, dtype=torch.float64)
-    sample[window.finite] = measured
+    finite = window.finite
     full = [
-        Rival(r.name, r.value, None if r.measured is None else _scattered(r.measured, window), r.standard_error)
+        Rival(r.name, r.value, None if r.measured is None else scattered(r.measured, finite), r.standard_error)
         for r in rivals
     ]
     return judge(
-        SUITE, claim, window.setting.label, prediction, sample, finite=window.finite, rivals=full, expected=expected
-    )
+        SUITE, claim, window.setting.label, prediction, scattered(measured, finite), finite=finite, rivals=full,
+        expected=expected,
+    )  # fmt: skip
 
 
-def _scattered(values: Tensor, window: Window) -> Tensor:
-    sample = torch.full((len(window.finite),), torch.nan, dtype=torch.float64)
-    sample[window.finite] = values
+def scattered(values: Tensor, finite: Tensor) -> Tensor:
+    """Values of the finite replicas as one entry for each that set out, NaN for those that diverged."""
+    sample = torch.full((len(finite),), torch.nan, dtype=torch.float64)
+    sample[finite] = values
     return sample
 
 

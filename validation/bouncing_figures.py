@@ -112,6 +112,27 @@ def displacement(series: xr.Dataset) -> Figure:
     return figure
 
 
+def moving_basis(series: xr.Dataset) -> Figure:
+    """Autocorrelation along every direction against the law's, in a basis renewed on the way and in the first one."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for basis, label, marker, colour in (
+            ("moving", "basis renewed every block of steps", "o", "#0072B2"),
+            ("first", "basis of the first block", "x", SDE),
+        ):
+            measured, predicted = (
+                series[f"bouncing basis {basis} {what}"].values for what in ("measured", "predicted")
+            )
+            axes.plot(predicted, measured, marker, ms=4, color=colour, label=label)
+        low = float(series["bouncing basis moving predicted"].min())
+        axes.plot([low, 0], [low, 0], color=LAW, lw=1, label="the law", zorder=0)
+        axes.set_xlabel("predicted: -ηλ/2 of the basis")
+        axes.set_ylabel("corr of successive displacements")
+        axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
 def _cells(series: xr.Dataset) -> list[tuple[int, Any]]:
     shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.92, series.sizes[CELL]))
     return list(enumerate(shades))
@@ -141,5 +162,15 @@ FIGURES = {
         "Mean-square displacement over lags along eigendirections: measured (dots) and predicted (lines)",
         ("bouncing slip", "bouncing displacement", "bouncing displacement predicted"),
         displacement,
+    ),
+    "bouncing-moving-basis": SavedFigure(
+        "While the valley turns: the bouncing law in a moving eigenbasis",
+        (
+            "bouncing basis moving measured",
+            "bouncing basis moving predicted",
+            "bouncing basis first measured",
+            "bouncing basis first predicted",
+        ),
+        moving_basis,
     ),
 }
