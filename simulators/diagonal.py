@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numba import njit, prange
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from simulators.integrate import check_run, integrate
@@ -111,10 +111,11 @@ class CompiledLoop:
         self._X, self._dt, self._noise = np.ascontiguousarray(problem.X.numpy()), dt, noise
         self._XT, self._squares = np.ascontiguousarray(self._X.T), self._X**2 if exact else np.empty((0, 0))
         self._y, self._mean_square = problem.y.numpy(), problem.mean_square.numpy()
+        self._libraries = ThreadpoolController()  # finding them takes longer than many a block of steps
 
     def advance(self, first_step: int, scales: Tensor, levels: Tensor) -> None:
         """Steps ``first_step`` … with ηκ/n, shape (steps,), and given noise levels, (steps, paths) or (steps, 0)."""
-        with threadpool_limits(limits=1, user_api="blas"):  # the chunks are the threads
+        with self._libraries.limit(limits=1, user_api="blas"):  # the chunks are the threads
             _advance(
                 self.logs.numpy(), self._X, self._XT, self._squares, self._y, self._mean_square, self._noise.key,
                 self._noise.refine, first_step, self._dt, scales.numpy(), levels.numpy(), self.bad.numpy(),

@@ -49,6 +49,12 @@ def test_log_decrement_series_and_nan():
     s = torch.tensor([1e-3], dtype=torch.float64)
     assert alpha_decay.log_decrement(s).item() == pytest.approx(1e-3 + 1.5e-6 + 5e-9 + 2.6e-11, rel=1e-10)
     assert torch.isnan(alpha_decay.log_decrement(torch.tensor([float("nan")], dtype=torch.float64))).all()
+    ends = torch.tensor([0.0, 1e-40, 1e13, 1e17, torch.inf], dtype=torch.float64)
+    zero, tiny, far, further, infinite = alpha_decay.log_decrement(ends).tolist()
+    assert (zero, infinite) == (0.0, -math.inf)
+    assert tiny == pytest.approx(1e-40, rel=1e-10)
+    assert far == pytest.approx(-math.log(1e13) + np.euler_gamma + math.log(2), rel=1e-10)
+    assert far - further == pytest.approx(math.log(1e4), rel=1e-10)
 
 
 def test_finite_step_law_is_the_mean_of_the_exact_law(small):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nets.diagonal import gd, initial_state
-from theory.end_point import end_point, hypentropy, mirror_map, newton_end_point, weighted_l1_end_point
+from theory.end_point import end_point, end_points, hypentropy, mirror_map, newton_end_point, weighted_l1_end_point
 from theory.problem import Regression, gaussian_sparse
 from theory.schedule import Schedule
 
@@ -73,6 +73,30 @@ def test_small_step_gd_ends_where_gradient_flow_is_predicted_to(problem, u0, v0)
     if v0:
         other = end_point(problem, start.log_alpha)  # forgetting z0 leads elsewhere
         assert (other.w - flow.w).norm() > 10 * gaps[1]
+
+
+def test_runs_together_end_where_each_ends_alone(problem):
+    generator = torch.Generator().manual_seed(3)
+    depth = torch.tensor([1.0, 8.0, 40.0, 80.0, 200.0], dtype=torch.float64).unsqueeze(1)
+    log_alpha = -depth * (0.8 + 0.4 * torch.rand(5, 50, generator=generator, dtype=torch.float64))
+    log_alpha[1, ::3] = -torch.inf
+    z0 = 0.1 * torch.randn(50, generator=generator, dtype=torch.float64)
+    alone = [end_point(problem, each, z0) for each in log_alpha]
+    assert [point.method for point in alone] == ["newton"] * 3 + ["linear programme"] * 2
+    together = end_points(problem, log_alpha, z0)
+    assert torch.allclose(together, torch.stack([point.w for point in alone]), rtol=1e-9, atol=1e-11)
+    assert end_points(problem, log_alpha[:0]).shape == (0, 50)
+    with pytest.raises(ValueError, match="of runs that stayed finite"):
+        end_points(problem, log_alpha[0])
+
+
+def test_singular_equations_are_solved_by_least_squares(problem):
+    """Two samples that are the same make the dual's Hessian singular: ν is not unique, w is."""
+    twice = Regression(
+        torch.cat([problem.X, problem.X[:2]]), torch.cat([problem.y, problem.y[:2]]), problem.X_test, problem.y_test
+    )
+    log_alpha = torch.full((50,), -6.0, dtype=torch.float64)
+    assert torch.allclose(end_point(twice, log_alpha).w, end_point(problem, log_alpha).w, rtol=1e-8, atol=1e-10)
 
 
 def test_dead_coordinates_stay_out(problem):

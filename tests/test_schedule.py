@@ -1,11 +1,13 @@
 """Schedules, SDE time, grids and recording."""
 
+import math
+
 import pytest
 import torch
 
 from theory.minibatch import Minibatch
 from theory.schedule import Schedule, StepClock, sde_time, stack_step_sizes
-from theory.trajectory import Probe, Recorder, Series, dense_grid, linear_grid, step_weights
+from theory.trajectory import Probe, Recorder, Series, dense_grid, linear_grid, step_weights, widening_grid
 
 
 def test_decays_follow_the_step_at_the_threshold():
@@ -56,6 +58,14 @@ def test_grids():
     grid = dense_grid(1000, 10, 100)
     assert grid.tolist() == [*range(10), *range(10, 1000, 100)]
     assert step_weights(grid, 1000).sum() == 1000
+    grid = widening_grid(10_000, share=0.1, widest=50)
+    gaps = grid.diff()
+    assert gaps[:20].tolist() == [1] * 20
+    assert torch.equal(gaps, (0.1 * grid[:-1]).long().clamp(1, 50))
+    assert gaps.max() == 50
+    assert step_weights(grid, 10_000).sum() == 10_000
+    decay = torch.exp(-grid.double() / 300)
+    assert (step_weights(grid, 10_000) * decay).sum() == pytest.approx(1 / -math.expm1(-1 / 300), rel=0.1)
 
 
 def test_recorder_keeps_sums_and_masks_what_came_after_a_bad_step():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from theory.diagonal import DiagonalState
-from theory.diagonal_sde import DiagonalSDE, diagonal_model, from_logs, to_logs
+from theory.diagonal_sde import DiagonalSDE, IsotropicDiagonalSDE, diagonal_model, from_logs, to_logs
 from theory.minibatch import Minibatch
 from theory.sde import ExactCovariance, IsotropicSDE, LabelNoise, ModelSDE
 
@@ -84,6 +84,17 @@ def test_isotropic_noise_has_the_same_power(small, theta):
     rival = as_matrix(IsotropicSDE(diagonal_model, small, 0.2, Minibatch(), 2 * small.d), theta)
     assert torch.allclose(exact.square().sum((1, 2)), rival.square().sum((1, 2)), rtol=1e-12)
     assert torch.allclose(rival[0], rival[0, 0, 0] * torch.eye(2 * small.d, dtype=torch.float64))
+
+
+def test_isotropic_noise_in_closed_form(small, theta):
+    general = IsotropicSDE(diagonal_model, small, lambda t: 0.2 + t, Minibatch(2), 2 * small.d)
+    closed = IsotropicDiagonalSDE(small, lambda t: 0.2 + t, Minibatch(2))
+    v = torch.randn(len(theta), 2 * small.d, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    for one, other in zip(closed.f_and_g_prod(0.3, theta, v), general.f_and_g_prod(0.3, theta, v), strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-14)
+    assert torch.equal(closed.f(0.3, theta), closed.f_and_g_prod(0.3, theta, v)[0])
+    assert torch.equal(closed.g_prod(0.3, theta, v), closed.f_and_g_prod(0.3, theta, v)[1])
+    assert closed.channels == general.channels
 
 
 @pytest.mark.parametrize("covariance", [ExactCovariance(0.2), LabelNoise(0.2), LabelNoise(0.2, 0.3)])

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from theory.diagonal import DiagonalState
+from theory.minibatch import Minibatch
 from theory.problem import Regression
-from theory.sde import LabelCovariance
+from theory.sde import LabelCovariance, StepSize, step_size_at
 
 
 def diagonal_model(theta: Tensor, X: Tensor) -> Tensor:
@@ -65,6 +66,40 @@ class DiagonalSDE:
         """Both, sharing the residual."""
         r = self.residual(y)
         return self._drift(t, r), self._noise(t, r, v)
+
+
+class IsotropicDiagonalSDE:
+    """:class:`theory.sde.IsotropicSDE` of the diagonal network in closed form, state θ = (u, v) of shape (paths, 2d).
+
+    The gradient of sample i is r_i (x_i∘v, x_i∘u), so the power is ηκ[Σ_j (u_j² + v_j²)(1/n) Σ_i r_i² x_ij² - ‖∇L‖²].
+    """
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __init__(self, problem: Regression, step_size: StepSize, minibatch: Minibatch) -> None:
+        self.channels = 2 * problem.d
+        self._problem, self._squares = problem, problem.X.square()
+        self._step_size, self._kappa = step_size, minibatch.variance_factor(problem.n)
+
+    def f(self, t: float, y: Tensor) -> Tensor:
+        """-∇L, shape (paths, 2d)."""
+        return self.f_and_g_prod(t, y, torch.zeros_like(y))[0]
+
+    def g_prod(self, t: float, y: Tensor, v: Tensor) -> Tensor:
+        """σ v, shape (paths, 2d)."""
+        return self.f_and_g_prod(t, y, v)[1]
+
+    def f_and_g_prod(self, t: float, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, sharing the residual."""
+        X, n = self._problem.X, self._problem.n
+        swapped = y.roll(self._problem.d, -1)  # (v, u)
+        r = y.chunk(2, -1)[0] * swapped.chunk(2, -1)[0] @ X.T - self._problem.y
+        mean = (r @ X / n).repeat(1, 2) * swapped
+        power = (r.square() @ self._squares / n).repeat(1, 2) * swapped.square()
+        trace = power.sum(1) - mean.square().sum(1)
+        variance = step_size_at(self._step_size, t) * self._kappa * trace.clamp(min=0) / self.channels
+        return -mean, variance.sqrt().unsqueeze(1) * v
 
 
 def to_logs(state: DiagonalState) -> Tensor:

@@ -18,6 +18,8 @@ from theory.problem import Regression
 
 SOURCE = Reference(PPF, 2021, "Theorem 1, at the final α")
 SMALL_ALPHA = -60.0
+TOLERANCE = 1e-12
+NEARLY_SINGULAR = 1e-6  # smallest pivot of a Cholesky factor of a matrix of unit diagonal: its condition reaches 1e12
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,66 +62,119 @@ def end_point(problem: Regression, log_alpha: Tensor, z0: Tensor | None = None) 
     Raises:
         ValueError: shapes that do not fit, NaN, no interpolator (the equations Xw = y have no solution).
     """
-    if log_alpha.shape != (problem.d,) or torch.isnan(log_alpha).any():
-        raise ValueError(
-            f"ln α needs shape ({problem.d},) without NaN, got {tuple(log_alpha.shape)}: "
-            "pass the final ln|α| of one run that stayed finite."
-        )
+    _check(problem, log_alpha, 1, f"({problem.d},)", "one run")
     start = torch.zeros_like(log_alpha) if z0 is None else z0.expand(problem.d)
     if bool(log_alpha.max() < SMALL_ALPHA):
         return weighted_l1_end_point(problem, log_alpha, start)
     return newton_end_point(problem, log_alpha, start)
 
 
-def newton_end_point(problem: Regression, log_alpha: Tensor, z0: Tensor, tolerance: float = 1e-12) -> EndPoint:
-    """The same by damped Newton steps on the convex dual F(ν) = Σ_j ¼α_j cosh 2z_j - ⟨ν, y⟩, z = z0 + Xᵀν.
+def end_points(problem: Regression, log_alpha: Tensor, z0: Tensor | None = None) -> Tensor:
+    """:func:`end_point`'s w of several runs at once, shape (R, d).
+
+    Args:
+        log_alpha: final ln|α| of each run, shape (R, d).
+        z0: as there, the same for all runs.
+
+    Raises:
+        ValueError: as there.
+    """
+    _check(problem, log_alpha, 2, f"(runs, {problem.d})", "runs")
+    start = log_alpha.new_zeros(problem.d) if z0 is None else z0
+    w, large = torch.empty_like(log_alpha), log_alpha.amax(1) >= SMALL_ALPHA
+    if large.any():
+        w[large] = _newton_path(problem, log_alpha[large], start, TOLERANCE)[0]
+    for row in torch.nonzero(~large).flatten().tolist():
+        w[row] = weighted_l1_end_point(problem, log_alpha[row], start).w
+    return w
+
+
+def _check(problem: Regression, log_alpha: Tensor, dims: int, shape: str, whose: str) -> None:
+    if log_alpha.ndim != dims or log_alpha.shape[-1] != problem.d or torch.isnan(log_alpha).any():
+        raise ValueError(
+            f"ln α needs shape {shape} without NaN, got {tuple(log_alpha.shape)}: "
+            f"pass the final ln|α| of {whose} that stayed finite."
+        )
+
+
+def newton_end_point(problem: Regression, log_alpha: Tensor, z0: Tensor, tolerance: float = TOLERANCE) -> EndPoint:
+    """The same by damped Newton steps on the convex dual F(ν) = Σ_j ¼α_j cosh 2z_j - ⟨ν, y⟩, z = z0 + Xᵀν."""
+    w, nu, residual = _newton_path(problem, log_alpha.unsqueeze(0), z0, tolerance)
+    return EndPoint(w[0], nu[0], float(residual[0]), "newton")
+
+
+def _newton_path(problem: Regression, log_alpha: Tensor, z0: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """w (R, d), ν (R, n) and relative residuals (R,) for ln α of shape (R, d).
 
     Small α makes F steep, so the problem is solved along α^t, t rising to 1, each solution starting the next.
     """
     X, y = problem.X, problem.y
     alive = torch.isfinite(log_alpha)
-    X = X * alive
-    log_alpha = torch.where(alive, log_alpha, torch.zeros_like(log_alpha))
-    depth = max(1.0, float(-log_alpha.min()) / 20)
-    stages = 1 + math.ceil(math.log(depth) / math.log(1.25))
-    nu, previous = torch.zeros_like(y), 1.0 / depth
-    w, scale = torch.zeros_like(log_alpha), float(y.norm())
-    for t in np.geomspace(1.0 / depth, 1.0, stages):
-        nu, previous = nu * (t / previous), t
-        nu, w = _newton(X, y, t * log_alpha, t * z0, nu, tolerance * scale)
-    residual = float((X @ w - y).norm()) / max(scale, 1e-300)
-    if not residual < 1e-8:
+    z0 = torch.where(alive, z0, 0.0)
+    depth = (-torch.where(alive, log_alpha, 0.0).amin(1) / 20).clamp(min=1.0)
+    stages = 1 + math.ceil(math.log(float(depth.max())) / math.log(1.25))
+    scale = float(y.norm())
+    nu, previous, w = y.new_zeros(len(log_alpha), len(y)), 1 / depth, torch.zeros_like(log_alpha)
+    for share in np.linspace(1.0, 0.0, stages) if stages > 1 else [0.0]:
+        t = depth**-share
+        nu = nu * (t / previous).unsqueeze(1)
+        nu, w = _newton(X, y, t.unsqueeze(1) * log_alpha, t.unsqueeze(1) * z0, nu, tolerance * scale)
+        previous = t
+    residual = torch.linalg.vector_norm(w @ X.T - y, dim=1) / max(scale, 1e-300)
+    if not float(residual.max()) < 1e-8:
         raise ValueError(
-            f"no interpolator was found (‖Xw - y‖/‖y‖ = {residual:.1e}): the theory needs Xw = y to be solvable, "
-            "so give n < d or consistent targets."
+            f"no interpolator was found (‖Xw - y‖/‖y‖ = {float(residual.max()):.1e}): the theory needs Xw = y to be "
+            "solvable, so give n < d or consistent targets."
         )
-    return EndPoint(w * alive, nu, residual, "newton")
+    return w, nu, residual
 
 
 def _newton(X: Tensor, y: Tensor, log_alpha: Tensor, z0: Tensor, nu: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    def dual(at: Tensor) -> tuple[float, Tensor, Tensor]:
-        z = z0 + at @ X
-        up, down = (log_alpha + 2 * z).exp(), (log_alpha - 2 * z).exp()
-        return float((up + down).sum() / 8 - at @ y), (up - down) / 4, (up + down) / 2
+    """Every run on its own from ν (R, n) until its gradient is below ``target``: ν and w (R, d)."""
+    alive = torch.isfinite(log_alpha)
 
-    value, w, curvature = dual(nu)
+    def dual(runs: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = z0[runs] + at @ X
+        up, down = (log_alpha[runs] + 2 * z).exp(), (log_alpha[runs] - 2 * z).exp()
+        return (up + down).sum(1) / 8 - at @ y, (up - down) / 4, (up + down) / 2
+
+    runs, nu = torch.arange(len(nu), device=nu.device), nu.clone()
+    value, w, curvature = dual(runs, nu)
     for _ in range(200):
-        gradient = X @ w - y
-        if float(gradient.norm()) <= target:
+        gradient = w[runs] @ X.T - y
+        short = torch.linalg.vector_norm(gradient, dim=1) <= target
+        runs, gradient = runs[~short], gradient[~short]
+        if not len(runs):
             break
-        step = -torch.linalg.lstsq((X * curvature) @ X.T, gradient.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        slope = float(gradient @ step)
+        step = -_solve((X * curvature[runs].unsqueeze(1)) @ X.T, gradient)
+        slope = (gradient * step).sum(1)
         # No entry of 2z moves by more than 4 in one step: beyond that the quadratic model of cosh is meaningless.
-        length = min(1.0, 2.0 / max(float((step @ X).abs().max()), 1e-300))
-        while length > 1e-10:
-            trial, trial_w, trial_curvature = dual(nu + length * step)
-            if math.isfinite(trial) and trial <= value + 1e-4 * length * slope + 1e-14 * abs(value):
-                break
-            length /= 2
-        else:
-            break
-        nu, value, w, curvature = nu + length * step, trial, trial_w, trial_curvature
+        length = (2 / ((step @ X) * alive[runs]).abs().amax(1).clamp(min=1e-300)).clamp(max=1.0)
+        trying = torch.arange(len(runs), device=runs.device)
+        while len(trying):
+            now, size = runs[trying], length[trying]
+            at = nu[now] + size.unsqueeze(1) * step[trying]
+            trial, trial_w, trial_curvature = dual(now, at)
+            fell = trial <= value[now] + 1e-4 * size * slope[trying] + 1e-14 * value[now].abs()
+            fell &= torch.isfinite(trial)
+            done = now[fell]
+            nu[done], value[done] = at[fell], trial[fell]
+            w[done], curvature[done] = trial_w[fell], trial_curvature[fell]
+            length[trying[~fell]] /= 2
+            trying = trying[~fell & (size > 2e-10)]
+        runs = runs[length > 1e-10]  # what falls no further has reached its rounding
     return nu, w
+
+
+def _solve(hessian: Tensor, gradient: Tensor) -> Tensor:
+    """H⁻¹g for each run, shape (R, n), from Cholesky factors of the equilibrated H; least squares where singular."""
+    scale = hessian.diagonal(dim1=-2, dim2=-1).rsqrt()
+    factor, failed = torch.linalg.cholesky_ex(hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    step = scale * torch.cholesky_solve((scale * gradient).unsqueeze(-1), factor).squeeze(-1)
+    singular = (failed != 0) | ~(factor.diagonal(dim1=-2, dim2=-1).amin(-1) > NEARLY_SINGULAR)
+    for run in torch.nonzero(singular).flatten().tolist():
+        step[run] = torch.linalg.lstsq(hessian[run], gradient[run].unsqueeze(1), driver="gelsd").solution.squeeze(1)
+    return step
 
 
 def weighted_l1_end_point(problem: Regression, log_alpha: Tensor, z0: Tensor | None = None) -> EndPoint:

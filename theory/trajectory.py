@@ -165,6 +165,19 @@ def dense_grid(steps: int, every_until: int, stride: int) -> Tensor:
     return torch.cat([torch.arange(0, min(every_until, steps)), torch.arange(min(every_until, steps), steps, stride)])
 
 
+def widening_grid(steps: int, share: float = 1 / 200, widest: int = 64) -> Tensor:
+    """Steps below ``steps`` a ``share`` of the steps so far apart, at least 1 and at most ``widest``: for sums, int64.
+
+    What decays over a run's course is summed to a fraction ``share`` of itself, and what fluctuates for ever is
+    sampled evenly.
+    """
+    grid, k = [], 0
+    while k < steps:
+        grid.append(k)
+        k += min(max(1, int(share * k)), widest)
+    return torch.tensor(grid, dtype=torch.int64)
+
+
 def step_weights(grid: Tensor, steps: int) -> Tensor:
     """Number of steps each record stands for: Σ_{k<steps} f(k) ≈ Σ_grid weight · f(grid), shape (T,)."""
     return torch.cat([grid, torch.tensor([steps])]).diff()

@@ -10,12 +10,13 @@ import xarray as xr
 from torch import Tensor
 
 from nets.diagonal import gd, initial_state, sgd, standard_measurements
+from theory import alpha_decay
 from theory.closure import mean_field_closure
 from theory.diagonal import DiagonalState
 from theory.problem import Regression, diabetes_quadratic, gaussian_sparse, read_table
 from theory.schedule import Schedule, stack_step_sizes
 from theory.streams import seed_of
-from theory.trajectory import Probe, Trajectory, dense_grid, linear_grid, step_weights
+from theory.trajectory import Probe, Trajectory, linear_grid, step_weights, widening_grid
 from validation import ab_initio_checks as ab_initio
 from validation import diagonal_checks as claims
 from validation.check import Check, Verdict
@@ -73,7 +74,7 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
 
     progress("α-decay and end points")
     constant = len(options.step_sizes)
-    cells = [cell_of(gaussian, start, schedule, ensemble, c, options.steps) for c, schedule in enumerate(schedules)]
+    cells = cells_of(gaussian, start, schedules, ensemble, options.steps)
     for c, cell in enumerate(cells):
         checks += claims.alpha_checks(cell)
         last = c == constant - 1
@@ -84,10 +85,7 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
             checks += claims.end_point_progress(cell)
     # Known: a real table's residuals and inputs are far from homogeneous, and the level-δ laws miss by tens of percent.
     homogeneous = Verdict.AGREES if options.table else Verdict.DISAGREES
-    table_cells = [
-        cell_of(table, table_start, schedule, table_ensemble, c, options.table_steps)
-        for c, schedule in enumerate(table_schedules)
-    ]
+    table_cells = cells_of(table, table_start, table_schedules, table_ensemble, options.table_steps)
     for cell in table_cells:
         checks += claims.alpha_checks(cell, homogeneous)
         checks += claims.end_point_checks(cell, END_POINT_ERROR, None, half=True)
@@ -120,9 +118,14 @@ def measure(
     problem: Regression, start: DiagonalState, schedules: Sequence[Schedule], steps: int, seeds: Sequence[int]
 ) -> Trajectory:
     """SGD with B = 1 on every schedule × seed, with everything the claims need measured along the way."""
-    grid = dense_grid(steps, every_until=2000, stride=40)
-    eta = stack_step_sizes(schedules, steps)[:, grid].T.to(problem.X.device)  # (T, schedules)
-    weights = step_weights(grid, steps).unsqueeze(1).to(eta)
+    grid = widening_grid(steps)
+    seldom = grid[::4]  # for what needs no more: the error that is stated, and a rival
+    eta = stack_step_sizes(schedules, steps).T.to(problem.X.device)  # (steps, schedules)
+
+    def noise_clock(at: Tensor) -> Tensor:
+        """Σ η² of the steps that each record stands for, shape (T, schedules)."""
+        return step_weights(at, steps).unsqueeze(1).to(eta) * eta[at].square()
+
     wanted = standard_measurements(problem)
     sparse = linear_grid(steps)
 
@@ -141,9 +144,11 @@ def measure(
     probes = {name: Probe(function, sparse, at_once=True) for name, function in wanted.items()}
     probes |= {
         "level": Probe(lambda state: residual2(state).mean(-1) / 2, grid),
-        "power": Probe(residual2, grid, weights * eta**2),
-        "remainder": Probe(_Remainder(problem, residual2, eta), grid, weights),
-        "isotropic": Probe(isotropic, grid, weights * eta**2),
+        "power": Probe(residual2, grid, noise_clock(grid)),
+        "remainder": Probe(
+            _Remainder(problem, residual2, eta[seldom]), seldom, step_weights(seldom, steps).unsqueeze(1).to(eta)
+        ),
+        "isotropic": Probe(isotropic, seldom, noise_clock(seldom)),
     }
     root = seed_of(f"diagonal {problem.name}")
     return sgd(problem, start, schedules, steps, seeds=seeds, probes=probes, root_seed=root)
@@ -170,17 +175,24 @@ class _Remainder:
         return (-(1 - g2).abs().log() - g2).mean(-2)
 
 
-def cell_of(problem: Regression, start: DiagonalState, schedule: Schedule, run: Trajectory, c: int, steps: int) -> Cell:
-    """Schedule ``c`` of a measured ensemble."""
-    grid = run["level"].steps
-    final = run.final
-    return Cell(
-        problem, f"{problem.name}: {schedule.label}", start,
-        DiagonalState(final.a[c], final.b[c], final.a_exponent[c], final.b_exponent[c]), run.finite[c],
-        schedule.step_sizes(steps)[grid].to(problem.X), step_weights(grid, steps).to(problem.X.device),
-        run["level"].values[:, c], run["power"].values[-1][c], run["remainder"].values[-1][c],
-        run["isotropic"].values[-1][c],
-    )  # fmt: skip
+def cells_of(
+    problem: Regression, start: DiagonalState, schedules: Sequence[Schedule], run: Trajectory, steps: int
+) -> list[Cell]:
+    """The schedules of a measured ensemble."""
+    grid, final = run["level"].steps, run.final
+    eta = stack_step_sizes(schedules, steps)[:, grid].T.to(problem.X)  # (T, schedules)
+    weights = step_weights(grid, steps).to(problem.X.device)
+    finite_step_law = alpha_decay.finite_step_change(
+        problem, eta.unsqueeze(2), run["level"].values, weights, claims.PER_SAMPLE
+    )
+    return [
+        Cell(
+            problem, f"{problem.name}: {schedule.label}", start, final[c], run.finite[c], eta[:, c], weights,
+            run["level"].values[:, c], run["power"].values[-1][c], run["remainder"].values[-1][c],
+            run["isotropic"].values[-1][c], finite_step_law[c],
+        )
+        for c, schedule in enumerate(schedules)
+    ]  # fmt: skip
 
 
 def exact_law(problem: Regression, start: DiagonalState, seeds: Sequence[int]) -> list[Check]:
@@ -254,7 +266,7 @@ def closure_checks(settings: RunSettings, device: torch.device) -> list[Check]:
     schedules = [Schedule(eta) for eta in CLOSURE_ETAS]
     record = torch.arange(0, steps + 1, 10)
     closure = mean_field_closure(problem, start.log_a, start.log_b, stack_step_sizes(schedules, steps), record)
-    second_half = torch.arange(steps // 2, steps + 1, 20)
+    second_half = torch.arange(steps // 2, steps + 1, 40)
     share = problem.X.new_full((len(second_half),), 1 / len(second_half))
     probes = {"level": Probe(standard_measurements(problem)["train loss"], second_half, share)}
     seeds = range(min(64 * settings.replicates, 4096))

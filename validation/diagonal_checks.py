@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from nets.diagonal import gd, sgd
 from theory import alpha_decay
 from theory.diagonal import DiagonalState
 from theory.end_point import SOURCE as END_POINT_SOURCE
-from theory.end_point import end_point
+from theory.end_point import end_point, end_points
 from theory.minibatch import Minibatch
 from theory.noisy_labels import label_noise
 from theory.prediction import AVPF, Prediction, Reference
@@ -98,6 +97,7 @@ class Cell:
         power: Σ η² r_i² over the run, shape (S, n).
         remainder: Σ E[-ln|1 - g²| - g²], what the SDE's expansion drops along the run, shape (S, d).
         isotropic: Σ η² L ‖Φ‖²/(n·2d): half the variance isotropic noise would add to each parameter, shape (S,).
+        finite_step_law: Δ ln|α| by the finite-step law at the measured level, shape (S, d).
     """
 
     problem: Regression
@@ -111,6 +111,7 @@ class Cell:
     power: Tensor
     remainder: Tensor
     isotropic: Tensor
+    finite_step_law: Tensor
 
     @property
     def change(self) -> Tensor:
@@ -121,11 +122,6 @@ class Cell:
     def eta_column(self) -> Tensor:
         """η at each record, shape (T, 1), to go with ``level``."""
         return self.eta.unsqueeze(1)
-
-    @functools.cached_property
-    def finite_step_law(self) -> Tensor:
-        """Δ ln|α| by the finite-step law at the measured level, shape (S, d)."""
-        return alpha_decay.finite_step_change(self.problem, self.eta_column, self.level, self.weights, PER_SAMPLE)
 
 
 def alpha_checks(cell: Cell, homogeneous: Verdict = Verdict.AGREES) -> list[Check]:
@@ -210,13 +206,11 @@ def end_point_checks(cell: Cell, allowed: float, allowed_from_level: float | Non
     problem, alpha0 = cell.problem, cell.start.log_alpha
     flow = end_point(problem, alpha0, cell.start.z).w
     unit = torch.linalg.vector_norm(cell.final.w - flow, dim=-1)
-    rows = torch.nonzero(cell.finite).flatten().tolist()
 
     def solve(change: Tensor) -> Tensor:
         """Predicted end points of all runs, shape (S, d), NaN where a run diverged."""
         w = torch.full_like(cell.final.w, torch.nan)
-        for row in rows:
-            w[row] = end_point(problem, alpha0 + change[row], cell.start.z).w
+        w[cell.finite] = end_points(problem, alpha0 + change[cell.finite], cell.start.z)
         return w
 
     def distance(w: Tensor) -> Tensor:
@@ -252,8 +246,7 @@ def end_point_progress(cell: Cell) -> list[Check]:
     def progress(shrunk: float) -> Tensor:
         """Predicted progress of every run with a share of its decay, NaN where it diverged."""
         found = torch.full_like(cell.final.w[:, 0], torch.nan)
-        for row in torch.nonzero(ok).flatten().tolist():
-            found[row] = (end_point(problem, alpha0 + shrunk * change[row], z0).w - flow) @ direction
+        found[ok] = (end_points(problem, alpha0 + shrunk * change[ok], z0) - flow) @ direction
         return found
 
     measured = (cell.final.w - flow) @ direction
