@@ -16,8 +16,10 @@ Directions = Tensor | Callable[[float], Tensor]
 
 
 def complement(v: Tensor, directions: Tensor) -> Tensor:
-    """P⊥ v = v - E Eᵀ v for rows v of shape (paths, p) and orthonormal columns E of shape (p, K)."""
-    return v - (v @ directions) @ directions.T
+    """P⊥ v = v - E Eᵀ v for rows v (paths, p) and orthonormal columns E, (p, K) or each path's (paths, p, K)."""
+    if directions.ndim == 2:
+        return v - (v @ directions) @ directions.T
+    return v - (directions @ (v.unsqueeze(1) @ directions).mT).squeeze(-1)
 
 
 class OrthogonalSDE:
@@ -25,8 +27,9 @@ class OrthogonalSDE:
 
     Args:
         sde: an SDE of a network, e.g. :class:`simulators.network_sde.ExactCovarianceSDE`.
-        directions: E, orthonormal columns of shape (p, K), K = 0 included; or a function of SDE time that returns them,
-            for directions that are found anew along the run.
+        directions: E, orthonormal columns of shape (p, K), K = 0 included; or (paths, p, K), each path's own, columns
+            of zeros where a path has fewer; or a function of SDE time that returns either, for directions that are
+            found anew along the run.
         follow_floor: leave the drift unprojected and only the noise projected: coordinates along E then relax to the
             floor and follow it when it moves, where the projected drift keeps them where they were.
 
@@ -69,15 +72,19 @@ class OrthogonalSDE:
 
 
 def check_orthonormal(directions: Tensor) -> Tensor:
-    """The directions, if they are orthonormal columns.
+    """The directions, if they are orthonormal columns (or zero, where each path has its own).
 
     Raises:
         ValueError: they are not.
     """
-    if directions.ndim != 2 or directions.shape[1] > directions.shape[0]:
-        raise ValueError(f"directions of shape {tuple(directions.shape)} are not columns: give shape (p, K), K <= p.")
-    eye = torch.eye(directions.shape[1], dtype=directions.dtype, device=directions.device)
-    off = float((directions.T @ directions - eye).abs().max()) if directions.shape[1] else 0.0
+    if directions.ndim not in (2, 3) or directions.shape[-1] > directions.shape[-2]:
+        raise ValueError(
+            f"directions of shape {tuple(directions.shape)} are not columns: give (p, K) or (paths, p, K), K <= p."
+        )
+    gram = directions.mT @ directions
+    lengths = gram.diagonal(dim1=-2, dim2=-1)
+    wanted = (lengths > 0).to(gram) if directions.ndim == 3 else torch.ones_like(lengths)
+    off = float((gram - torch.diag_embed(wanted)).abs().max()) if gram.numel() else 0.0
     if not off <= 1e3 * torch.finfo(directions.dtype).eps ** 0.75:
         raise ValueError(f"the directions are off orthonormal by {off:.2g}: orthonormalise them, e.g. torch.linalg.qr.")
     return directions

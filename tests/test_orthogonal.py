@@ -63,6 +63,19 @@ def test_no_direction_is_the_sde_itself_and_all_of_them_stand_still():
     assert torch.allclose(still, net.theta, atol=1e-12)
 
 
+def test_each_path_may_have_its_own():
+    net = network()
+    inner, first, second = ExactCovarianceSDE(net, 0.3), directions(net.p, 2), directions(net.p, 3)
+    own = torch.stack([torch.nn.functional.pad(first, (0, 1)), second])  # the first path has one less
+    theta, v = net.theta + 0.1 * draws(2, net.p, seed=4), draws(2, 9, seed=3)
+    both = OrthogonalSDE(inner, own).increment(0.0, theta, 0.1, v)
+    for r, E in enumerate((first, second)):
+        alone = OrthogonalSDE(inner, E).increment(0.0, theta[r : r + 1], 0.1, v[r : r + 1])
+        assert torch.allclose(both[r], alone[0], rtol=1e-10, atol=1e-13)
+    with pytest.raises(ValueError, match="off orthonormal by 0.5"):
+        OrthogonalSDE(inner, own * 0.5**0.5)
+
+
 def test_directions_may_move():
     net = network()
     inner, first, later = ExactCovarianceSDE(net, 0.3), directions(net.p, 2), directions(net.p, 3)

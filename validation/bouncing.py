@@ -17,6 +17,7 @@ from theory.problem import gaussian_sparse
 from theory.streams import seed_of
 from validation import bouncing_checks as claims
 from validation import bouncing_moving as moving
+from validation import bouncing_sparsity as sparsity
 from validation.bouncing_diagonal import observe_diagonal
 from validation.bouncing_orthogonal import ORTHOGONAL, orthogonal_checks
 from validation.bouncing_runs import Setting, Window, descended, observe, trained
@@ -27,7 +28,7 @@ from validation.sharpness import CLAIMS as SHARPNESS_CLAIMS
 from validation.sharpness import sharpness_checks
 from validation.suite import Outcome, Progress
 
-CLAIMS = [*claims.CLAIMS, moving.MOVING, ORTHOGONAL, *SHARPNESS_CLAIMS]
+CLAIMS = [*claims.CLAIMS, moving.MOVING, ORTHOGONAL, *sparsity.CLAIMS, *SHARPNESS_CLAIMS]
 FLOAT = torch.float32  # of the image networks: sampling errors are 1e-2, and steps cost half
 
 MOMENTUM = Setting("MLP", 0.2, 32, momentum=0.5)
@@ -35,6 +36,7 @@ SMALL_BATCH = Setting("MLP", 0.2, 8)
 EDGE = Setting("MLP", 0.4, 128)  # ηλ within a per cent or two of 2
 RELU = Setting("ReLU MLP", 0.4, 32)
 TURNING = Setting("MLP", 0.2, 32)  # early, while the sharpest directions turn away
+SPARSE = Setting("ReLU MLP", 0.4, 16)  # early, while units fall silent
 RESNET = Setting("tanh ResNet", 0.08, 32)  # ηλ₁ just below 1.5
 KINKED = Setting("relu ResNet", 0.05, 32)  # with kinks the walls are sharper than the floor
 DIAGONAL = Setting("diagonal", 2.0, 80)
@@ -56,6 +58,8 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     if "mlp" in options.experiments:
         turning = progress.kept("moving basis", lambda: turning_valley(settings, device, progress, root))
         checks, series = checks + moving.moving_checks(turning), [*series, moving.dataset(turning)]
+        shares = progress.kept("sparse features", lambda: sparse_features(settings, device, progress, root))
+        checks += sparsity.sparsity_checks(shares)
     if "sharpness" in options.experiments:
         sharpness, curves = sharpness_checks(settings, device, progress)
         checks, series = checks + sharpness, [*series, curves]
@@ -139,6 +143,13 @@ def turning_valley(settings: RunSettings, device: torch.device, progress: Progre
     objective = digits_objective(lambda: mlp(dtype=FLOAT), settings.bouncing.images, device)
     (state,) = trained(objective, [TURNING], 100, root)
     return moving.follow(objective, TURNING, state, settings.replicates, 24, 25, 20, root)
+
+
+def sparse_features(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> sparsity.Shares:
+    """A ReLU MLP on few digits, whose noise is large."""
+    progress(f"active units, noise of all and of orthogonal directions, {SPARSE.label}, {settings.replicates} paths")
+    objective = digits_objective(lambda: mlp(activation=nn.ReLU, dtype=FLOAT), 64, device)
+    return sparsity.compare(objective, SPARSE, "2", 200, 200, settings.replicates, root)
 
 
 def mlp_checks(window: Window) -> list[Check]:
