@@ -15,15 +15,16 @@ from numba import njit, prange
 from torch import Tensor
 
 from simulators.integrate import check_run
+from simulators.lanes import LANES, load, multiply, multiply_add, spread, store, where_positive
 from simulators.noise import BrownianIncrements
 from simulators.normals import fill_rows
 from theory.problem import Regression
 from theory.relu import Isotropic, LossName, MeasuredLevel, ReluSDE
 from theory.relu_network import ReluNetwork
-from theory.sde import ExactCovariance, LabelNoise
+from theory.schedule import StepClock
+from theory.sde import ExactCovariance, LabelNoise, StepSize, step_size_at
 from theory.trajectory import Probe, Recorder, Trajectory
 
-FEWEST, LANES = 8, 40  # paths side by side
 BLOCK = 1 << 19  # normals held at once
 OWN, GIVEN, EXACT, ISOTROPIC, ISOTROPIC_GIVEN = range(5)
 Covariance = LabelNoise | ExactCovariance | Isotropic
@@ -60,11 +61,12 @@ def integrate_relu(
     recorder = Recorder(probes or {}, steps, first_step)
     sizes = (dt.double() if isinstance(dt, Tensor) else torch.full((steps,), dt, dtype=torch.float64)).numpy()
     times = list(accumulate(sizes.tolist(), initial=0.0)) if isinstance(dt, Tensor) else [k * dt for k in range(steps)]
+    kappa = covariance.minibatch.variance_factor(problem.n)
+    scales = _step_sizes(covariance.step_size, times[:steps]) * kappa / problem.n
     kind, given = _kind(covariance)
-    lanes = 1 if len(y0) == 1 else min(FEWEST * -(-len(y0) // (2 * FEWEST)), LANES)  # small ensembles make two groups
-    theta = np.zeros((-(-len(y0) // lanes), network.size, lanes))  # idle lanes hold zeros
+    theta = np.zeros((-(-len(y0) // LANES), network.size, LANES))  # idle lanes hold zeros
     _scatter(y0.numpy(), theta)
-    bad = np.full((len(theta), lanes), -1, dtype=np.int64)
+    bad = np.full((len(theta), LANES), -1, dtype=np.int64)
     X, y = np.ascontiguousarray(problem.X.numpy()), problem.y.numpy()
     shapes = np.array(network.shapes, dtype=np.int64)
     block = max(BLOCK // (noise.paths * noise.channels), 1)
@@ -73,11 +75,9 @@ def integrate_relu(
         recorder.record(begin, _gather(theta, len(y0)))
         if end == begin:
             continue
-        clock = times[begin:end]
-        scale = np.array([covariance.scale(problem.n, t) for t in clock])
-        level = _levels(given, clock, len(y0))
+        level = _levels(given, times[begin:end], len(y0))
         _advance(
-            theta, bad, shapes, X, y, _normals(noise, begin, end), sizes[begin:end], scale, level, kind,
+            theta, bad, shapes, X, y, _normals(noise, begin, end), sizes[begin:end], scales[begin:end], level, kind,
             loss == "logistic", begin,
         )  # fmt: skip
     first_bad_step = torch.from_numpy(bad.reshape(-1)[: len(y0)].copy())
@@ -91,6 +91,13 @@ def _kind(covariance: Covariance) -> tuple[int, Level]:
     if isinstance(covariance, Isotropic):
         return (ISOTROPIC if covariance.level is None else ISOTROPIC_GIVEN), covariance.level
     return (OWN if covariance.level is None else GIVEN), covariance.level
+
+
+def _step_sizes(step_size: StepSize, clock: list[float]) -> np.ndarray:
+    """η at several times."""
+    if isinstance(step_size, StepClock):
+        return step_size.at(clock).numpy()
+    return np.array([step_size_at(step_size, t) for t in clock])
 
 
 def _levels(level: Level, clock: list[float], paths: int) -> np.ndarray:
@@ -127,176 +134,147 @@ def _gather(held: np.ndarray, paths: int) -> Tensor:
 @njit(parallel=True, cache=True, error_model="numpy")
 def _advance(theta, bad, shapes, X, y, xi, dt, scale, level, kind, logistic, first_step):  # type: ignore[no-untyped-def]
     """Steps of all paths; ``xi`` (steps, paths, channels), ``dt``, ``scale`` = ηκ/n and ``level`` one a step."""
-    lanes = theta.shape[2]
     for group in prange(len(theta)):
-        t, b, first = theta[group], bad[group], group * lanes
-        if lanes == FEWEST:  # inlined with a constant, the loops over lanes unroll
-            _advance_group(t, b, shapes, X, y, xi, dt, scale, level, kind, logistic, first_step, first, FEWEST)
-        elif lanes == 1:
-            _advance_group(t, b, shapes, X, y, xi, dt, scale, level, kind, logistic, first_step, first, 1)
-        else:
-            _advance_group(t, b, shapes, X, y, xi, dt, scale, level, kind, logistic, first_step, first, lanes)
+        _advance_group(
+            theta[group], bad[group], shapes, X, y, xi, dt, scale, level, kind, logistic, first_step, group * LANES
+        )
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"}, forceinline=True)
-def _advance_group(t, bad, shapes, X, y, xi, dt, scale, level, kind, logistic, first_step, first, lanes):  # type: ignore[no-untyped-def]
-    """The paths from number ``first`` on that lie side by side in ``t``, shape (p, lanes)."""
+@njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+def _advance_group(t, bad, shapes, X, y, xi, dt, scale, level, kind, logistic, first_step, first):  # type: ignore[no-untyped-def]
+    """The paths from number ``first`` on that lie side by side in ``t``, shape (p, LANES)."""
     size = len(t)
     steps, paths = xi.shape[:2]
     n, d = X.shape
-    units = d
-    for layer in range(len(shapes)):
-        units += shapes[layer, 0]
-    kick, spare = np.empty((size, lanes)), np.empty((size, lanes))
-    z, delta = np.empty((n, units, lanes)), np.empty((n, units, lanes))  # inputs first, then layer by layer
-    r, c, ones = np.empty((n, lanes)), np.empty((n, lanes)), np.ones((n, lanes))
-    total, power = np.empty(lanes), np.empty(lanes)
-    for i in range(n):
+    units = d + shapes[:, 0].sum()
+    kick, z, delta = np.empty((size, LANES)), np.empty((n * units, LANES)), np.empty((units, LANES))
+    r, c, weight = np.empty((n, LANES)), np.empty((n, LANES)), np.ones((n, LANES))
+    total, power = np.empty(LANES), np.empty((1, LANES))
+    for i in range(n):  # a sample's inputs first, then layer by layer its units
         for q in range(d):
-            for lane in range(lanes):
-                z[i, q, lane] = X[i, q]
+            z[i * units + q, :] = X[i, q]
     for k in range(steps):
-        _forward(t, z, shapes, d, lanes)
         total[:] = 0.0
         for i in range(n):
-            for lane in range(lanes):
-                output = z[i, units - 1, lane]
+            _forward(t, z, i * units, shapes, d)
+            for lane in range(LANES):
+                output = z[(i + 1) * units - 1, lane]
                 r[i, lane] = -y[i] / (1.0 + np.exp(y[i] * output)) if logistic else output - y[i]
                 total[lane] += r[i, lane] * r[i, lane]
         root, pull = np.sqrt(dt[k]), -dt[k] / n
-        if kind == EXACT:
-            factor = root * np.sqrt(scale[k])
-            for lane in range(lanes):
-                path, mean = min(first + lane, paths - 1), 0.0
+        for lane in range(LANES):
+            path = min(first + lane, paths - 1)
+            if kind == EXACT:
+                factor, mean = root * np.sqrt(scale[k]), 0.0
                 for i in range(n):
                     mean += xi[k, path, i]
                 mean /= n
                 for i in range(n):
                     c[i, lane] = r[i, lane] * (pull + factor * (xi[k, path, i] - mean))
-        elif kind < EXACT:
-            for lane in range(lanes):
-                path = min(first + lane, paths - 1)
+            elif kind < EXACT:
                 now = level[k, path] if kind == GIVEN else total[lane] / (2 * n)
                 factor = root * np.sqrt(2 * scale[k] * now)
                 for i in range(n):
                     c[i, lane] = pull * r[i, lane] + factor * xi[k, path, i]
-        kick[:] = 0.0
-        if kind < ISOTROPIC:
-            _backward(t, z, delta, kick, c, shapes, lanes)
-        else:
-            if kind == ISOTROPIC_GIVEN:  # the power of Φ itself, without residuals
-                _backward(t, z, delta, spare, ones, shapes, lanes)
-                _powers(z, delta, power, shapes, lanes)
-            _backward(t, z, delta, kick, r, shapes, lanes)
-            if kind == ISOTROPIC:
-                _powers(z, delta, power, shapes, lanes)
-            for lane in range(lanes):
+            else:
+                for i in range(n):
+                    c[i, lane] = r[i, lane]
+                    weight[i, lane] = r[i, lane] * r[i, lane] if kind == ISOTROPIC else 1.0
+        kick[:], power[:] = 0.0, 0.0
+        for i in range(n):
+            _backward(t, z, i * units, delta, shapes)
+            _add_gradient(kick, z, i * units, delta, load(c, i), shapes)
+            if kind >= ISOTROPIC:
+                store(power, 0, multiply_add(load(weight, i), _squares(z, i * units, delta, shapes), load(power, 0)))
+        if kind >= ISOTROPIC:
+            for lane in range(LANES):
                 path, slope = min(first + lane, paths - 1), 0.0
                 if kind == ISOTROPIC:
                     for p in range(size):
                         slope += kick[p, lane] * kick[p, lane]
-                    variance = scale[k] * max(power[lane] - slope / n, 0.0) / size
+                    variance = scale[k] * max(power[0, lane] - slope / n, 0.0) / size
                 else:
-                    variance = 2 * scale[k] * level[k, path] * power[lane] / size
+                    variance = 2 * scale[k] * level[k, path] * power[0, lane] / size
                 factor = root * np.sqrt(variance)
                 for p in range(size):
                     kick[p, lane] = pull * kick[p, lane] + factor * xi[k, path, p]
         total[:] = 0.0
         for p in range(size):
-            for lane in range(lanes):
+            for lane in range(LANES):
                 kick[p, lane] += t[p, lane]
                 total[lane] += abs(kick[p, lane])
-        for lane in range(lanes):
+        for lane in range(LANES):
             if bad[lane] < 0 and not total[lane] < np.inf:
                 bad[lane] = first_step + k + 1
-            total[lane] = 0.0 if bad[lane] < 0 else 1.0
         for p in range(size):
-            for lane in range(lanes):
-                t[p, lane] = kick[p, lane] if total[lane] == 0.0 else t[p, lane]
+            for lane in range(LANES):
+                t[p, lane] = kick[p, lane] if bad[lane] < 0 else t[p, lane]
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"}, forceinline=True)
-def _forward(t, z, shapes, d, lanes):  # type: ignore[no-untyped-def]
-    """Activations of every layer above the inputs that lie in z[:, :d]; the last row is the output."""
-    at, below, here = np.uint64(0), np.uint64(0), np.uint64(d)
+@njit(cache=True, error_model="numpy", inline="always")
+def _forward(t, z, sample, shapes, d):  # type: ignore[no-untyped-def]
+    """Activations of every layer above the inputs of the sample whose rows begin at ``sample``; the output is last."""
+    at, below, here = 0, sample, sample + d
     for layer in range(len(shapes)):
-        rows, columns, biased = np.uint64(shapes[layer, 0]), np.uint64(shapes[layer, 1]), shapes[layer, 2]
-        hidden = layer < len(shapes) - 1
-        for i in range(np.uint64(len(z))):
-            for j in range(rows):
-                if biased:
-                    for lane in range(lanes):
-                        z[i, here + j, lane] = t[at + rows * columns + j, lane]
-                else:
-                    for lane in range(lanes):
-                        z[i, here + j, lane] = 0.0
-                for q in range(columns):
-                    for lane in range(lanes):
-                        z[i, here + j, lane] += t[at + j * columns + q, lane] * z[i, below + q, lane]
-                if hidden:
-                    for lane in range(lanes):
-                        z[i, here + j, lane] = z[i, here + j, lane] if z[i, here + j, lane] > 0.0 else 0.0
-        at += rows * columns
-        if biased:
-            at += rows
+        rows, columns, biased = shapes[layer, 0], shapes[layer, 1], shapes[layer, 2]
+        for j in range(rows):
+            h = load(t, at + rows * columns + j) if biased else spread(0.0)
+            for q in range(columns):
+                h = multiply_add(load(t, at + j * columns + q), load(z, below + q), h)
+            store(z, here + j, where_positive(h, h) if layer < len(shapes) - 1 else h)
+        at += rows * columns + (rows if biased else 0)
         below = here
         here += rows
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"}, forceinline=True)
-def _backward(t, z, delta, kick, c, shapes, lanes):  # type: ignore[no-untyped-def]
-    """Adds Σ_i c_i ∇h_i to the kick; delta holds c_i ∂h_i/∂z of every unit."""
-    at, here, samples = np.uint64(t.shape[0]), np.uint64(z.shape[1]), np.uint64(len(z))
+@njit(cache=True, error_model="numpy", inline="always")
+def _backward(t, z, sample, delta, shapes):  # type: ignore[no-untyped-def]
+    """∂h/∂z of every unit of a sample, to ``delta``."""
+    at, here = len(t), len(delta)
     for layer in range(len(shapes) - 1, -1, -1):
-        rows, columns, biased = np.uint64(shapes[layer, 0]), np.uint64(shapes[layer, 1]), shapes[layer, 2]
-        at -= rows * columns
-        if biased:
-            at -= rows
+        rows, columns, biased = shapes[layer, 0], shapes[layer, 1], shapes[layer, 2]
+        at -= rows * columns + (rows if biased else 0)
         here -= rows
         below = here - columns
         if layer == len(shapes) - 1:
-            for i in range(samples):
-                for lane in range(lanes):
-                    delta[i, here, lane] = c[i, lane]
+            store(delta, here, spread(1.0))
         if layer > 0:
-            for i in range(samples):
-                for q in range(columns):
-                    for lane in range(lanes):
-                        delta[i, below + q, lane] = 0.0
-                    for j in range(rows):
-                        for lane in range(lanes):
-                            delta[i, below + q, lane] += t[at + j * columns + q, lane] * delta[i, here + j, lane]
-                    for lane in range(lanes):
-                        on = z[i, below + q, lane] > 0.0
-                        delta[i, below + q, lane] = delta[i, below + q, lane] if on else 0.0
+            for q in range(columns):
+                slope = spread(0.0)
+                for j in range(rows):
+                    slope = multiply_add(load(t, at + j * columns + q), load(delta, here + j), slope)
+                store(delta, below + q, where_positive(load(z, sample + below + q), slope))
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _add_gradient(kick, z, sample, delta, c, shapes):  # type: ignore[no-untyped-def]
+    """Adds c ∇h of a sample to the kick."""
+    at, below = 0, 0
+    for layer in range(len(shapes)):
+        rows, columns, biased = shapes[layer, 0], shapes[layer, 1], shapes[layer, 2]
         for j in range(rows):
+            slope = multiply(c, load(delta, below + columns + j))
             for q in range(columns):
-                for i in range(samples):
-                    for lane in range(lanes):
-                        kick[at + j * columns + q, lane] += delta[i, here + j, lane] * z[i, below + q, lane]
+                row = at + j * columns + q
+                store(kick, row, multiply_add(slope, load(z, sample + below + q), load(kick, row)))
             if biased:
-                for i in range(samples):
-                    for lane in range(lanes):
-                        kick[at + rows * columns + j, lane] += delta[i, here + j, lane]
+                row = at + rows * columns + j
+                store(kick, row, multiply_add(slope, spread(1.0), load(kick, row)))
+        at += rows * columns + (rows if biased else 0)
+        below += columns
 
 
-@njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"}, forceinline=True)
-def _powers(z, delta, power, shapes, lanes):  # type: ignore[no-untyped-def]
-    """Σ_i ‖c_i ∇h_i‖²: over layers, ‖delta‖² times ‖activations below‖² (and 1 if biased)."""
-    outer, inner, here = np.empty(lanes), np.empty(lanes), z.shape[1]
-    power[:] = 0.0
-    for layer in range(len(shapes) - 1, -1, -1):
-        rows, columns, biased = shapes[layer]
-        here -= rows
-        below = here - columns
-        for i in range(len(z)):
-            for lane in range(lanes):
-                outer[lane], inner[lane] = 0.0, 1.0 if biased else 0.0
-            for j in range(rows):
-                for lane in range(lanes):
-                    outer[lane] += delta[i, here + j, lane] * delta[i, here + j, lane]
-            for q in range(columns):
-                for lane in range(lanes):
-                    inner[lane] += z[i, below + q, lane] * z[i, below + q, lane]
-            for lane in range(lanes):
-                power[lane] += outer[lane] * inner[lane]
+@njit(cache=True, error_model="numpy", inline="always")
+def _squares(z, sample, delta, shapes):  # type: ignore[no-untyped-def]
+    """‖∇h‖² of a sample: over layers, ‖delta‖² times ‖activations below‖² (and 1 if biased)."""
+    total, below = spread(0.0), 0
+    for layer in range(len(shapes)):
+        rows, columns, biased = shapes[layer, 0], shapes[layer, 1], shapes[layer, 2]
+        outer, inner = spread(0.0), spread(1.0 if biased else 0.0)
+        for q in range(columns):
+            inner = multiply_add(load(z, sample + below + q), load(z, sample + below + q), inner)
+        for j in range(rows):
+            outer = multiply_add(load(delta, below + columns + j), load(delta, below + columns + j), outer)
+        total = multiply_add(outer, inner, total)
+        below += columns
+    return total

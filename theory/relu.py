@@ -7,7 +7,6 @@ unit's weights are those into it, its bias included, and those out of it. h is h
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,7 +18,7 @@ from theory.minibatch import Minibatch
 from theory.prediction import AVPF, Reference
 from theory.problem import Regression
 from theory.relu_network import ReluNetwork
-from theory.schedule import sde_time
+from theory.schedule import interval_of, intervals_of, sde_time
 from theory.sde import ExactCovariance, LabelNoise, StepSize, step_size_at
 
 LossName = Literal["squared", "logistic"]
@@ -74,15 +73,11 @@ class MeasuredLevel:
 
     def __call__(self, t: float) -> Tensor:
         """δ(t), shape (paths,)."""
-        return self._values[self._row(t)]
+        return self._values[interval_of(self._starts, t)]
 
     def at(self, times: Sequence[float]) -> Tensor:
         """δ at several times, shape (times, paths)."""
-        return self._values[[self._row(t) for t in times]]
-
-    def _row(self, t: float) -> int:
-        # A start that round-off has pushed just past t still counts as reached.
-        return max(bisect_right(self._starts, t * (1 + 1e-12) + 1e-300) - 1, 0)
+        return self._values[intervals_of(self._starts, times)]
 
 
 class ReluSDE:

@@ -151,5 +151,19 @@ class StepClock:
         self._starts = sde_time(step_sizes)[:-1].tolist()
 
     def __call__(self, t: float) -> float:
-        # A start that round-off has pushed just past t still counts as reached.
-        return self._sizes[max(bisect_right(self._starts, float(t) * (1 + 1e-12) + 1e-300) - 1, 0)]
+        return self._sizes[interval_of(self._starts, float(t))]
+
+    def at(self, times: Sequence[float]) -> Tensor:
+        """η at several times, shape (times,), float64."""
+        return torch.tensor(self._sizes, dtype=torch.float64)[intervals_of(self._starts, times)]
+
+
+def interval_of(starts: Sequence[float], t: float) -> int:
+    """The last interval that begins at t or before; a start that round-off has pushed just past t still counts."""
+    return max(bisect_right(starts, t * (1 + 1e-12) + 1e-300) - 1, 0)
+
+
+def intervals_of(starts: Sequence[float], times: Sequence[float]) -> Tensor:
+    """The same for several times, shape (times,), int64."""
+    begun, at = (torch.tensor(part, dtype=torch.float64) for part in (starts, times))
+    return (torch.searchsorted(begun, at * (1 + 1e-12) + 1e-300, right=True) - 1).clamp(min=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nets.relu import sgd
+from nets.relu import half_mse, sgd
 from simulators.noise import BrownianIncrements
 from simulators.relu import Covariance, integrate_relu
 from theory import relu
@@ -52,7 +52,7 @@ class Experiment:
 
     def loss(self, theta: Tensor) -> Tensor:
         """L, shape (...)."""
-        return (self.network(theta, self.problem.X) - self.problem.y).square().mean(-1) / 2
+        return half_mse(self.network, theta, self.problem.X, self.problem.y)
 
     def setting(self, schedule: Schedule) -> str:
         """What tables call a schedule."""
@@ -76,8 +76,7 @@ class Experiment:
             return network.activations(theta, problem.X, last)
 
         def test_loss(theta: Tensor) -> Tensor:
-            gap = network(theta, problem.X_test) - problem.y_test
-            return (gap.square().mean(-1) / 2).clamp(min=FLOOR).log()
+            return half_mse(network, theta, problem.X_test, problem.y_test).clamp(min=FLOOR).log()
 
         def mean_column(theta: Tensor) -> Tensor:
             return relu.column_norms(network, theta, problem.X).mean(-1)
