@@ -45,6 +45,7 @@ def eigenpairs(
     basis: int | None = None,
     max_products: int | None = None,
     seed: int = 0,
+    guard: int = 1,
 ) -> Eigenpairs:
     """The ``k`` largest, smallest or largest-in-magnitude eigenpairs, until ‖A v - λv‖ ≤ tolerance · max|λ|.
 
@@ -57,8 +58,11 @@ def eigenpairs(
     operator is the same, and grows by the worst residual until all are small. Elsewhere Lanczos goes on from the sum,
     which spares what a random vector needs to find the outliers: growing the span by residuals, one at a time or all at
     once, took no fewer products there. Pairs are then followed, not searched for: an eigenvalue that has overtaken the
-    k-th since may be missed while the vectors given still are eigenvectors. (Nor do small residuals from any start
-    exclude an eigenvalue in between of which the start has next to nothing; a tighter tolerance finds it.)
+    k-th since may be missed while the vectors given still are eigenvectors.
+
+    Nor do small residuals from a random start exclude an eigenvalue in between of which it has next to nothing: the
+    pairs after it are found first. Without a start, ``guard`` pairs beyond the k-th have to be as good, which gives it
+    time. (Of 30 random starts, five eigenvalues of a classifier to 3e-2, 5 missed one without guard and 1 with.)
     Source: Wu, Simon (2000).
 
     Args:
@@ -67,11 +71,14 @@ def eigenpairs(
         basis: size at which the basis is restarted, max(2k + 20, 40) by default.
         max_products: stop there, converged or not; 20 · basis by default.
         seed: of the random start.
+        guard: pairs beyond the k-th that have to be found when there is no start; 0 spares some products.
 
     Raises:
-        ValueError: an operator that gives NaN, k outside [1, p], a start that does not fit.
+        ValueError: an operator that gives NaN, k outside [1, p], a start that does not fit, a negative guard.
     """
     p = operator.p
+    if guard < 0:
+        raise ValueError(f"a guard of {guard} pairs is not usable: choose 0 or more.")
     if not 1 <= k <= p:
         raise ValueError(f"{k} eigenpairs of a {p} x {p} operator were asked for: choose between 1 and {p}.")
     size = min(p, max(2 * k + 20, 40) if basis is None else basis)
@@ -89,16 +96,19 @@ def eigenpairs(
         off = space.rest - given @ (given.T @ space.rest)
         if max(k, 2) <= given.shape[1] < p and off.norm() <= PARALLEL * tolerance * space.image_size():
             return _followed(operator, given, space, k, which, tolerance, budget)
+    sought = k if given is not None else min(k + guard, p if size == p else size - 2)
     while True:
         values, coordinates = space.ritz(which)
         wanted = min(k, space.count)
-        norms = space.residuals(coordinates[:, :wanted])
-        small = bool((norms <= tolerance * values.abs().max()).all()) and space.count >= k
-        if small or space.products >= budget or space.count == p:
+        norms = space.residuals(coordinates[:, : min(sought, space.count)])
+        small = (norms <= tolerance * values.abs().max()).tolist()
+        found = all(small) and space.count >= sought
+        if found or space.products >= budget or space.count == p:
             vectors = space.Q[:, : space.count] @ coordinates[:, :wanted]
-            return Eigenpairs(values[:wanted], vectors, norms, space.products, small or space.count == p)
+            converged = (all(small[:wanted]) and wanted == k) or space.count == p
+            return Eigenpairs(values[:wanted], vectors, norms[:wanted], space.products, converged)
         if space.count == size:
-            space.restart(values, coordinates, min(size - 1, k + max(2, k // 2)))
+            space.restart(values, coordinates, min(size - 1, sought + max(2, sought // 2)))
         space.extend(space.rest)
 
 

@@ -69,6 +69,21 @@ def test_the_stop_rule_counts_residuals_and_says_when_it_gave_up():
     assert (gaps <= short.residuals + 1e-12).all()
 
 
+def test_a_guard_pair_gives_what_a_start_lacks_the_time_to_appear():
+    """Outliers as close as a classifier's: from few starts one is passed over, from fewer still with a guard."""
+    outliers = torch.tensor([10.8, 10.1, 8.9, 8.6, 8.2, 7.8, 7.6, 6.7, 6.1, 4.8])
+    matrix = with_spectrum(torch.cat([outliers, torch.linspace(0, 0.9, 290)]))
+    operator, _ = operator_of(matrix)
+    missed, products = [], []
+    for guard in (0, 1, 4):
+        runs = [eigenpairs(operator, 3, tolerance=1e-2, seed=seed, guard=guard) for seed in range(60)]
+        assert all(run.converged and len(run.values) == len(run.residuals) == 3 for run in runs)
+        missed.append(sum(bool(((run.values - outliers[:3]).abs() > 0.108).any()) for run in runs))
+        products.append(sum(run.products for run in runs))
+    assert missed[0] > missed[1] >= missed[2]
+    assert products[0] < products[1] < products[2]
+
+
 def test_a_warm_start_pays_where_the_operator_has_hardly_changed():
     operator, _ = operator_of(MATRIX)
     cold = eigenpairs(operator, 3, tolerance=1e-6)
@@ -213,6 +228,7 @@ def nan_operator():
 BAD = {
     "choose between 1 and 200": lambda: eigenpairs(operator_of(MATRIX)[0], 0),
     "give at least 6": lambda: eigenpairs(operator_of(MATRIX)[0], 4, basis=5),
+    "choose 0 or more": lambda: eigenpairs(operator_of(MATRIX)[0], 1, guard=-1),
     "choose a positive number": lambda: eigenpairs(operator_of(MATRIX)[0], 1, tolerance=0.0),
     "give finite columns": lambda: eigenpairs(operator_of(MATRIX)[0], 1, start=torch.ones(3, 1)),
     "before the run diverged": lambda: eigenpairs(nan_operator(), 1),
