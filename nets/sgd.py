@@ -71,17 +71,17 @@ def sgd(
     theta = _start(model, problem, start, len(schedules), len(seeds))
     recorder = Recorder(probes or {}, steps)
     draws = Draws(problem.n, batch, seeds, steps, root_seed, label_noise, indices)
-    minibatches = _Minibatches(problem, draws, len(seeds))
+    minibatches = _Minibatches(problem, draws, len(schedules), len(seeds))
     due = set(recorder.stops)
     mass, bad = torch.zeros_like(theta), torch.full(theta.shape[:2], -1, dtype=torch.int64, device=theta.device)
     limit = min(OVERFLOW, torch.finfo(theta.dtype).max ** 0.5)
-    predict = torch.func.vmap(torch.func.vmap(model, (0, minibatches.axis)), (0, None))
+    predict = torch.func.vmap(model, (0, minibatches.axis))
     for k in range(steps):
         if k in due:
             recorder.record(k, theta)
         x, y = minibatches.step(k, steps)
-        r, pull_back = _linearize(predict, theta, x, y)
-        mass = momentum * mass + pull_back(r / r.shape[-1])[0] + weight_decay * theta
+        r, gradient = _gradient(predict, theta, x, y)
+        mass = momentum * mass + gradient + weight_decay * theta
         new = theta - eta[:, k, None, None] * mass
         broken = ~(torch.isfinite(new).all(-1) & (r.abs() < limit).all(-1))
         bad = torch.where((bad < 0) & broken, k, bad)
@@ -94,26 +94,30 @@ def sgd(
     return Trajectory(recorder.series(bad), theta, bad, ("schedule", "seed"))
 
 
-def _linearize(predict: Model, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
-    """Residuals, shape (schedules, seeds, B), and their vector-Jacobian product in θ."""
-    linear = torch.func.vjp(lambda at: predict(at, x), theta)
-    return linear[0] - y, linear[1]
+def _gradient(predict: Model, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Residuals, shape (schedules, seeds, B), and (1/B) Σ r ∇h of every run, like θ."""
+    every = theta.detach().flatten(0, 1).requires_grad_()
+    with torch.enable_grad():
+        h = predict(every, x)
+    r = h.detach().view(*theta.shape[:2], -1) - y
+    (gradient,) = torch.autograd.grad(h, every, (r / r.shape[-1]).flatten(0, 1))
+    return r, gradient.view_as(theta)
 
 
 class _Minibatches:
     """Inputs and targets of each step on the device; with every sample in every step the inputs are never copied."""
 
-    def __init__(self, problem: Regression, draws: Draws, seeds: int) -> None:
-        self._problem, self._draws, self._seeds = problem, draws, seeds
+    def __init__(self, problem: Regression, draws: Draws, schedules: int, seeds: int) -> None:
+        self._problem, self._draws, self._schedules, self._seeds = problem, draws, schedules, seeds
         self._rows, self._shift = torch.empty(0), torch.empty(0)
 
     @property
     def axis(self) -> int | None:
-        """The axis of the inputs that counts seeds, if there is one."""
+        """The axis of the inputs that counts runs, if there is one."""
         return None if self._draws.full_batch else 0
 
     def step(self, k: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Inputs (seeds, B, d), or (n, d) where they are everyone's, and targets (seeds, B) of step k."""
+        """Inputs (schedules · seeds, B, d), or (n, d) where they are everyone's, and targets (seeds, B) of step k."""
         X, y, at = self._problem.X, self._problem.y, k % BLOCK
         if at == 0:
             index, shift = self._draws.block(k, min(BLOCK, steps - k))
@@ -123,7 +127,7 @@ class _Minibatches:
             x, targets = X, y.expand(self._seeds, -1)
         else:
             rows = self._rows[:, at]
-            x, targets = X[rows], y[rows]
+            x, targets = X[rows].expand(self._schedules, -1, -1, -1).flatten(0, 1), y[rows]
         return x, targets + self._shift[:, at] if self._shift.numel() else targets
 
 

@@ -49,19 +49,21 @@ def diagonal_sgd(
     v, noise = u.copy(), np.empty((len(seeds), BLOCK, len(singular)), dtype=np.float32)
     out = np.empty((len(at), len(sigmas), len(seeds), len(singular)))
     stops = sorted({*range(0, steps, BLOCK), *at.tolist(), steps})
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    threads = min(os.cpu_count() or 1, len(seeds))
+    with ThreadPoolExecutor(threads) as pool:
         for begin, end in zip([0, *stops[:-1]], stops, strict=True):
             if end > begin:
                 block = noise[:, : end - begin]
-                list(pool.map(_fill, generators, block))
+                list(pool.map(_fill, *([part[t::threads] for t in range(threads)] for part in (generators, block))))
                 _advance(u, v, singular, np.asarray(sigmas, float), eta[begin:end], block)
             if end in at:
                 out[np.searchsorted(at, end)] = (u * v).transpose(1, 0, 2)
     return out
 
 
-def _fill(generator: np.random.Generator, block: np.ndarray) -> None:
-    generator.standard_normal(out=block, dtype=np.float32)
+def _fill(generators: Sequence[np.random.Generator], blocks: np.ndarray) -> None:
+    for generator, block in zip(generators, blocks, strict=True):
+        generator.standard_normal(out=block, dtype=np.float32)
 
 
 @njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")

@@ -12,7 +12,7 @@ from simulators.scalar import quartic_well as simulate
 from theory import collapse
 from theory.collapse_data import neuron_data
 from theory.one_dimensional import geometric_brownian_motion, logistic, ornstein_uhlenbeck, quartic_well
-from theory.stochastic_logistic import StochasticLogistic, evolve, log_step_moments, start
+from theory.stochastic_logistic import StochasticLogistic, _tr_bdf2, evolve, log_step_moments, start
 from theory.symbolic import SymbolicModel
 from validation.statistics import SIGMAS
 
@@ -85,6 +85,24 @@ def test_fokker_planck_reaches_the_gamma_law_and_keeps_mass():
     assert np.allclose(law.standard_deviation(), gamma.std(), rtol=1e-3)
     x = np.array([0.1, 0.5, 1.0])
     assert np.allclose(law.cdf(np.log(x)), process.stationary_cdf(x), atol=2e-3)
+
+
+def test_fokker_planck_solver_is_tr_bdf2():
+    """One trapezoidal stage to γ dt, one BDF2 stage to dt, with the whole matrix of rates."""
+    draws, cells, processes = np.random.default_rng(0), 7, 3
+    up, down = draws.uniform(0.1, 30.0, (2, cells - 1, processes))
+    mass, steps, gamma = draws.random((cells, processes)), [0.02, 0.5, 3.0], 2 - np.sqrt(2)
+    expected = mass.T.copy()
+    for p in range(processes):
+        Q = np.diag(up[:, p], -1) + np.diag(down[:, p], 1)
+        Q -= np.diag(Q.sum(0))
+        for dt in steps:
+            implicit = np.eye(cells) - gamma / 2 * dt * Q
+            middle = np.linalg.solve(implicit, expected[p] + gamma / 2 * dt * Q @ expected[p])
+            known = (middle - (1 - gamma) ** 2 * expected[p]) / (gamma * (2 - gamma))
+            expected[p] = np.linalg.solve(implicit, known)
+    _tr_bdf2(up, down, mass, np.array(steps))
+    assert np.allclose(mass.T, expected, rtol=1e-11, atol=1e-13)
 
 
 def test_far_down_the_law_is_a_brownian_motion():

@@ -123,6 +123,19 @@ def test_general_sgd_is_the_gradient(size):
         assert not torch.equal(vs[1, 0], vs[1, 1])
 
 
+def test_full_batch_of_orthonormal_inputs_needs_only_their_products_with_the_targets():
+    rng = torch.Generator().manual_seed(1)
+    X = torch.linalg.qr(torch.randn(40, 5, generator=rng, dtype=torch.float64)).Q
+    Y = torch.randn(40, 4, generator=rng, dtype=torch.float64)
+    start = tuple(torch.randn(*shape, generator=rng, dtype=torch.float64) / 2 for shape in ((5, 3), (3, 4)))
+    plain, few = (Minibatch(n, replacement=False) for n in (40, 5))
+    every = general_sgd(X, Y, start, Schedule(2.0, ((0.5, 10.0),)), 60, [30, 60], [0], plain)
+    short = Schedule(2.0 * 5 / 40, ((0.5, 10.0),))
+    same = general_sgd(torch.eye(5).double(), X.T @ Y, start, short, 60, [30, 60], [0], few)
+    for one, other in zip(every, same, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
 def test_toy_is_torchs_own_sgd():
     problem = toy_data()
     weights, distance = toy_sgd(problem, [(0.2, 0.0), (0.1, 0.3)], 50, [5], every=50)

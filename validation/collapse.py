@@ -27,8 +27,9 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     options, size, seeds = settings.collapse, settings.size, settings.replicates
     trajectories, steps = max(4 * seeds, 128) if size == "quick" else 1000, NEURON_STEPS[size]
     sweep, levels = f"50 noise levels x {trajectories} trajectories x {steps} steps", len(options.sigmas) + 1
+    walkers = 8 * seeds if size == "quick" else 16 * seeds
     small = {
-        "quartic-well": ("quartic well", partial(quartic, options, 16 * seeds, LEVELS[size])),
+        "quartic-well": ("quartic well", partial(quartic, options, walkers, LEVELS[size])),
         "neuron": (f"single neuron, {sweep}", partial(neuron, options, trajectories, steps)),
         "teacher-student": (
             f"linear teacher and student, {levels} noise levels x {5 * seeds} seeds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -281,21 +282,20 @@ def general(seeds: int) -> tuple[list[Check], Series]:
     root, width, n, (schedule, steps) = seed_of("collapse general network"), 16, 256, GENERAL
     draws = named_generator(root, "data")
     left, right = (np.linalg.qr(draws.standard_normal((width, width)))[0] for _ in range(2))
-    W = left[:, :4] * np.linspace(0.5, 1, 4) @ right[:4]
-    X = np.linalg.qr(draws.standard_normal((n, width)))[0]
-    Y = X @ W + 0.5 * draws.standard_normal((n, width)) / width**0.5
+    W = torch.from_numpy(left[:, :4] * np.linspace(0.5, 1, 4) @ right[:4])
+    X = torch.from_numpy(np.linalg.qr(draws.standard_normal((n, width)))[0])
+    Y = X @ W + 0.5 * torch.from_numpy(draws.standard_normal((n, width))) / width**0.5
     V, U = (torch.from_numpy(draws.standard_normal((width, width)) / width**0.5) for _ in range(2))
-    sizes, records, kept = [1, 2, 4, n], [round(0.8 * steps), steps], []
-    for size in sizes:
-        v, u = general_sgd(
-            torch.from_numpy(X), torch.from_numpy(Y), (V, U), schedule, steps, records,
-            range(seeds if size < n else 1), Minibatch(size, replacement=size == 1), root,
-        )  # fmt: skip
-        kept.append((v @ u).expand(2, seeds, width, width))
-    products = torch.stack(kept)  # (sizes, records, seeds, width, width)
-    spectra = torch.linalg.svdvals(products)
+    sizes, records, kept = [1, 2, 4, n], [round(0.8 * steps), steps], list[tuple[torch.Tensor, torch.Tensor]]()
+    for size in sizes[:-1]:
+        kept.append(general_sgd(X, Y, (V, U), schedule, steps, records, range(seeds), Minibatch(size), root))
+    # XᵀX = 1: the gradient of all n samples is n⁻¹ times the sum over the rows of 1 and XᵀY.
+    whole, scaled = Minibatch(width, replacement=False), replace(schedule, step_size=schedule.step_size * width / n)
+    kept.append(general_sgd(torch.eye(width).to(X), X.T @ Y, (V, U), scaled, steps, records, [0], whole, root))
+    products = torch.stack([(v @ u).expand(2, seeds, width, width) for v, u in kept])
+    spectra = torch.linalg.svdvals(products)  # (sizes, records, seeds, width)
     rank = (spectra > 0.01 * spectra[..., :1]).sum(-1)[:, 0].T.numpy()  # (seeds, sizes), before the drop
-    error = (products - torch.from_numpy(W)).square().mean((-2, -1))
+    error = (products - W).square().mean((-2, -1))
     prediction = Prediction("Kendall's τ of rank and batch size", torch.tensor(1.0), 0.0, 0.5, claims.LINEAR)
     setting = f"{width} × {width}, n = {n}, B = " + ", ".join(map(str, sizes))
     rivals = [Rival("no effect of noise", 0.0)]

@@ -131,7 +131,7 @@ def network_checks(settings: RunSettings, device: torch.device, progress: Progre
     progress(f"collapsed layers of convolutional networks, 2 step sizes x {networks} seeds")
 
     def layers() -> tuple[dict[Any, Any], np.ndarray]:
-        similarities, counts = _similarities(400 if quick else 3000, networks, seed)
+        similarities, counts = _similarities(250 if quick else 3000, networks, seed)
         return xr.Dataset(similarities).to_dict(data="array"), counts
 
     similarities, counts = progress.kept("collapsed layers", layers)

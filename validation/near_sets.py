@@ -96,8 +96,10 @@ def release(setting: Setting, seeds: int, root_seed: int, burn_in: int = 100, ev
     index = hidden_layers(module)["0"].index(module)
     pairs = torch.tensor([[0, 1]])
 
-    def model(theta: Tensor, X: Tensor) -> Tensor:
-        return network.outputs(theta, X).squeeze(-1)
+    activation, width = setting.activation(), setting.width
+
+    def model(theta: Tensor, X: Tensor) -> Tensor:  # network.outputs, written out
+        return activation(X @ theta[:-width].view(width, -1).T) @ theta[-width:]
 
     def run(start: Tensor, steps: int, first: int, probes: dict[str, Probe]) -> Trajectory:
         return sgd(
