@@ -22,7 +22,8 @@ from validation.workers import Task, TaskResult, run_task
 CPU = torch.device("cpu")
 COMMON = {"seeds": 3}
 SWEPT = {"spread": "0.02:0.1:3", "steps": "150,200", "samples": "8"}
-ARGUMENTS = ["sweep", "stabilization", "--spread", "0.02:0.1:3", "--steps", "150,200", "--samples", "8", "--seeds", "3"]
+SPREADS = ["sweep", "stabilization", "--spread", "0.02:0.1:3", "--samples", "8", "--seeds", "3"]
+ARGUMENTS, HALF = ([*SPREADS, "--steps", steps] for steps in ("150,200", "150"))  # a cluster's job starts a process
 
 
 def results(root):
@@ -84,19 +85,24 @@ def test_any_number_of_workers_gives_the_same_results(tmp_path, reference, worke
     assert results(tmp_path) == reference
 
 
+def is_half_of(reference, found):
+    assert len(found) == 3
+    assert found == {name: reference[name] for name in found}
+
+
 def test_a_dask_cluster_gives_the_same_results(tmp_path, reference):
     pytest.importorskip("distributed")
     code = "import sys; from validation.cli import main; sys.exit(main(sys.argv[1:]))"
     options = ["--engine", "dask", "--workers", "2", "--out", str(tmp_path), "--quiet"]
-    ended = subprocess.run([sys.executable, "-c", code, *ARGUMENTS, *options], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", code, *HALF, *options], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert results(tmp_path) == reference
+    is_half_of(reference, results(tmp_path))
 
 
 def test_submitit_gives_the_same_results(tmp_path, reference):
     pytest.importorskip("submitit")
-    assert main([*ARGUMENTS, "--engine", "slurm", "--out", str(tmp_path), "--quiet"]) == 0
-    assert results(tmp_path) == reference
+    assert main([*HALF, "--engine", "slurm", "--out", str(tmp_path), "--quiet"]) == 0
+    is_half_of(reference, results(tmp_path))
 
 
 def test_a_sweep_that_is_done_runs_nothing_and_adds_what_is_new(tmp_path, capsys):
