@@ -47,6 +47,18 @@ def test_window_sees_what_sgd_did():
         assert window.noise.abs().min() > 0
 
 
+def test_a_start_is_a_function_of_the_seed():
+    one, other = trained_units.conv_network(3), trained_units.conv_network(3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        again = trained_units.conv_network(3)
+    for (name, a), b, c in zip(one.named_parameters(), other.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert torch.equal(a, c), name
+        if a.ndim == 1:
+            assert bool((a == (0.0 if name.endswith("bias") else 1.0)).all()), name
+
+
 def test_label_noise_and_placing():
     module = trained_units.conv_network(0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}

@@ -35,10 +35,12 @@ def initialised(module: nn.Module, root_seed: int) -> nn.Module:
     """Weights N(0, 1/fan-in), biases 0, scales 1, from a stream of their own."""
     draws = named_generator(root_seed, "initial weights")
     with torch.no_grad():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
                 spread = parameter[0].numel() ** -0.5
                 parameter.copy_(spread * torch.from_numpy(draws.standard_normal(parameter.shape)))
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return module
 
 
