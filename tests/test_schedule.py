@@ -28,6 +28,14 @@ def test_sde_time_and_clock():
     assert [clock(float(t) + 0.1) for t in times[:-1]] == sizes.tolist()
 
 
+def test_a_clock_read_at_several_times_is_the_clock_read_one_by_one():
+    sizes = torch.linspace(0.1, 0.3, 50, dtype=torch.float64)
+    clock, starts = StepClock(sizes), sde_time(sizes)
+    at = torch.cat([starts, starts * (1 - 1e-15), starts + 0.07, torch.tensor([-1.0, 1e6])]).tolist()
+    assert clock.at(at).tolist() == [clock(t) for t in at]
+    assert clock.at(at[:50]).tolist() == sizes.tolist()
+
+
 @pytest.mark.parametrize("eta", [0.0, -1.0, float("nan"), float("inf")])
 def test_bad_step_sizes(eta):
     with pytest.raises(ValueError, match="choose a positive number"):
