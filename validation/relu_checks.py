@@ -174,7 +174,7 @@ def path_laws(
     return checks
 
 
-EVERY = 3
+EVERY = 6
 """The laws' sums over steps take one state in so many."""
 BALANCE_ERROR, LEVEL_ERROR, GROWTH_ERROR = 0.03, 0.0, 0.1
 """Stated of the effect: the target; none, for homogeneity is the claim; the third order of the logarithm."""

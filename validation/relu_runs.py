@@ -23,6 +23,7 @@ from theory.trajectory import Probe, dense_grid
 
 FLOOR = 1e-30
 EARLY, STRIDE = 300, 30  # losses are recorded at every step up to the first, then once in the second
+SDE_STRIDE = 2 * STRIDE  # what SDEs are told is SGD's loss: theirs is only averaged and drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,7 @@ def simulate(
     noise_of = covariance(StepClock(eta))
     channels = network.size if isinstance(noise_of, Isotropic) else experiment.problem.n
     noise = BrownianIncrements(root_seed, f"{experiment.setting(schedule)} {stream}", paths, channels)
-    at = torch.arange(0, experiment.steps, STRIDE)
+    at = torch.arange(0, experiment.steps, SDE_STRIDE)
     run = integrate_relu(
         network, experiment.problem, noise_of, experiment.start.expand(paths, -1),
         (eta / substeps).repeat_interleave(substeps), experiment.steps * substeps, noise,
