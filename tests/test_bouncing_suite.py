@@ -213,8 +213,9 @@ def test_diagonal_window_by_explicit_per_sample_gradients():
 def test_series_hold_what_the_figures_draw(linear, window):
     series = dataset([window, replace(window, setting=Setting("MLP", 0.8, 8))])
     assert all(str(name).startswith("bouncing") for name in [*series.data_vars, *series.dims])
-    assert len(FIGURES) == 4
-    for figure in FIGURES.values():
+    windows = {name: figure for name, figure in FIGURES.items() if name != "bouncing-moving-basis"}
+    assert len(windows) == 4
+    for figure in windows.values():
         assert set(figure.variables) <= set(series.data_vars)
         assert figure.draw(series[list(figure.variables)]).axes
 

@@ -38,7 +38,6 @@ RELU = Setting("ReLU MLP", 0.4, 32)
 TURNING = Setting("MLP", 0.2, 32)  # early, while the sharpest directions turn away
 SPARSE = Setting("ReLU MLP", 0.4, 16)  # early, while units fall silent
 RESNET = Setting("tanh ResNet", 0.08, 32)  # ηλ₁ just below 1.5
-KINKED = Setting("relu ResNet", 0.05, 32)  # with kinks the walls are sharper than the floor
 DIAGONAL = Setting("diagonal", 2.0, 80)
 
 
@@ -72,21 +71,18 @@ Found = list[tuple[Window, list[Check]]]
 
 
 def residual_windows(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
-    """Small residual networks on digits, smooth and with kinks."""
-    options, found = settings.bouncing, Found()
-    few = max(settings.replicates // 2, 2)
-    for setting, activation, runs in ((RESNET, nn.Tanh, settings.replicates), (KINKED, nn.ReLU, few)):
-        progress(f"{setting.label}, no BatchNorm")
-        build = partial(resnet, (4, 8), activation=activation, dtype=FLOAT)
-        objective = digits_objective(build, options.resnet_images, device)
+    """A small residual network on digits, without BatchNorm."""
+    options = settings.bouncing
+    progress(f"{RESNET.label}, no BatchNorm")
+    build = partial(resnet, (4, 8), activation=nn.Tanh, dtype=FLOAT)
+    objective = digits_objective(build, options.resnet_images, device)
 
-        def residual(objective: Objective = objective, setting: Setting = setting, runs: int = runs) -> Window:
-            (state,) = trained(objective, [setting], options.resnet_steps, root)
-            return observe(objective, setting, state, runs, 100, 200, 24, root)
+    def residual() -> Window:
+        (state,) = trained(objective, [RESNET], options.resnet_steps, root)
+        return observe(objective, RESNET, state, settings.replicates, 100, 200, 24, root)
 
-        window = progress.kept(f"residual network {setting.label}", residual)
-        found.append((window, resnet_checks(window)))
-    return found
+    window = progress.kept("residual network", residual)
+    return [(window, resnet_checks(window))]
 
 
 def diagonal_window(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
@@ -177,11 +173,6 @@ def mlp_checks(window: Window) -> list[Check]:
 
 def resnet_checks(window: Window) -> list[Check]:
     """What is claimed of a residual network."""
-    if window.setting == KINKED:
-        # Known: many units' kinks lie within reach, which the Hessian on the floor does not see. What few replicas say
-        # of slow directions alone decides nothing and is left out.
-        factor = [check for check in claims.sde_checks(window) if check.claim == claims.SDE_FAILS.name]
-        return [*claims.variance_checks(window, Verdict.DISAGREES), *factor]
     checks = claims.autocorrelation_checks(window)
     return [*checks, *claims.sde_checks(window), claims.excess_check(window)]
 

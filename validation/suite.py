@@ -32,12 +32,12 @@ SUITES = {
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
 
 COST = {
-    "bouncing": (145, 1500),
-    "diagonal": (115, 1200),
+    "bouncing": (95, 1500),
+    "diagonal": (40, 1200),
     "stabilization": (2, 400),
-    "collapse": (70, 1200),
-    "relu": (155, 1300),
-    "resnet": (350, 800),
+    "collapse": (45, 1200),
+    "relu": (75, 1300),
+    "resnet": (270, 800),
 }
 """Seconds on one core and MiB at quick size."""
 
