@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from simulators.isotropic import isotropic_gradient
+from simulators.estimated_noise import isotropic_gradient
 from simulators.noise import BrownianIncrements
 from simulators.svag import amplitudes
 
@@ -79,7 +79,7 @@ def svag(minibatches: Minibatches, l: int) -> GradientEstimate:  # noqa: E741
 
 
 def isotropic(minibatches: Minibatches, groups: int, noise: BrownianIncrements) -> GradientEstimate:
-    """:func:`simulators.isotropic.isotropic_gradient` of M minibatch gradients (a rival).
+    """:func:`simulators.estimated_noise.isotropic_gradient` of M minibatch gradients (a rival).
 
     Args:
         groups: M ≥ 2; a step costs M gradients.

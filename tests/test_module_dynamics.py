@@ -9,7 +9,7 @@ from torch import nn
 from nets.batch_statistics import on_batch_statistics
 from nets.images import digits
 from nets.resnet import resnet
-from simulators.isotropic import isotropic_gradient, run_isotropic
+from simulators.estimated_noise import gaussian_gradient, isotropic_gradient, run_gaussian, run_isotropic
 from simulators.module_dynamics import Minibatches, ModuleDynamics, isotropic, svag
 from simulators.network import CROSS_ENTROPY, Network
 from simulators.network_sde import ExactCovarianceSDE
@@ -87,6 +87,38 @@ def test_isotropic_noise_has_the_mean_and_power_of_a_minibatch_and_no_direction(
     assert variance[2] > 20 * own[2]
 
 
+@pytest.mark.parametrize("groups", [2, 5])
+def test_gaussian_noise_has_mean_and_covariance_of_a_minibatch(groups):
+    """Against the law by hand, over many draws; all of ℝ³ is reached although each draw lies in a plane for M = 2."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.5, 0.1]], dtype=DOUBLE)
+    n = 40_000
+    gradients = 1.0 + torch.randn(n, groups, 3, generator=generator, dtype=DOUBLE) @ mixing.T
+    drawn_gradients = gaussian_gradient(gradients, torch.randn(n, groups, generator=generator, dtype=DOUBLE))
+    covariance, found = mixing @ mixing.T, drawn_gradients.T.cov()
+    scale = covariance.diagonal().sqrt()
+    # Fourth moments exceed a Gaussian's, by a factor of at most 3 for M = 2.
+    assert ((found - covariance).abs() / torch.outer(scale, scale)).max() < 5 * (3 * 2 / n) ** 0.5
+    assert ((drawn_gradients.mean(0) - 1).abs() < 4 * scale / n**0.5).all()
+
+
+def test_gaussian_steps_on_one_sample_a_batch_are_euler_maruyama_by_hand():
+    module, X, y = tiny()
+    network, M = Network(module, X, y, CROSS_ENTROPY, weight_decay=0.1), 3
+    run = run_gaussian(network, network.theta, 0.2, 4, 7, Minibatch(8), groups=M)
+    draws, noise = Draws(7, "gaussian", 64, Minibatch(8), M), BrownianIncrements(7, "gaussian", 1, M)
+    theta = network.theta
+    for k in range(4):
+        g = []
+        for rows in draws(k)[0]:
+            weights = torch.full((1, 8), 1 / 8, dtype=DOUBLE)
+            g.append(network.weighted_gradient(theta.unsqueeze(0), weights, rows=rows.unsqueeze(0))[0])
+        mean = sum(g) / M
+        kick = sum(xi * (each - mean) for xi, each in zip(noise(k)[0], g, strict=True)) / M**0.5
+        theta = theta - 0.2 * (mean + kick + 0.1 * theta)
+    assert torch.allclose(run.final[0], theta, rtol=1e-10, atol=1e-13)
+
+
 def test_the_flat_rival_is_the_same_step_for_step():
     module, X, y = tiny()
     network = Network(module, X, y, CROSS_ENTROPY)
@@ -154,6 +186,7 @@ def test_what_cannot_be_used_is_refused():
         (lambda: svag(minibatches, 0), "l = 0"),
         (lambda: Minibatches(nn.Flatten(), loss, drawn(X, y, 1)), "no trainable parameter"),
         (lambda: isotropic_gradient(torch.ones(1, 3), torch.ones(3)), "give 2 or more"),
+        (lambda: gaussian_gradient(torch.ones(1, 3), torch.ones(1)), "give 2 or more"),
         (lambda: isotropic(minibatches, 2, BrownianIncrements(0, "", 1, 3)), "does not fit"),
         (lambda: ModuleDynamics(minibatches.parameters, gradient, 0 * sizes), "positive numbers"),
         (lambda: ModuleDynamics(minibatches.parameters, gradient, sizes, momentum=-0.1), "momentum -0.1"),

@@ -28,7 +28,15 @@ from validation.resnet import run
 from validation.resnet_growth import Growth, Window, growth
 from validation.resnet_large import Cell, outcome, published_schedules
 from validation.resnet_published import held
-from validation.resnet_runs import Course, Experiment, Measure, isotropic_course, sgd_course, svag_course
+from validation.resnet_runs import (
+    Course,
+    Experiment,
+    Measure,
+    gaussian_course,
+    isotropic_course,
+    sgd_course,
+    svag_course,
+)
 from validation.settings import ResnetSettings, RunSettings, SettingsError
 from validation.suite import Progress
 
@@ -80,7 +88,8 @@ def test_with_l_1_svag_and_its_wrong_scaling_are_both_sgd_on_other_draws(courses
 
 def test_courses_have_the_shapes_they_state(courses):
     experiment, measure, sgd, svag = courses
-    for course in (sgd, svag, isotropic_course(experiment.only(1), measure)):
+    largest = experiment.only(1)
+    for course in (sgd, svag, isotropic_course(largest, measure), gaussian_course(largest, measure)):
         cells = course.finite.shape[0]
         assert course.blocks.shape == (2, cells, 3, 1, 5)
         assert course.fit.shape == (2, cells, 3, 3)

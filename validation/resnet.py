@@ -11,13 +11,15 @@ from theory.schedule import Schedule
 from theory.streams import seed_of
 from validation import resnet_checks as claims
 from validation.check import Check, Verdict
-from validation.resnet_checks import COURSE, ISOTROPIC, SPARSITY, UNAMPLIFIED
+from validation.resnet_checks import COURSE, GAUSSIAN_STEPS, ISOTROPIC, SPARSITY, UNAMPLIFIED
 from validation.resnet_growth import Window, growth
 from validation.resnet_published import PUBLISHED, published_checks
 from validation.resnet_runs import (
+    GAUSSIANS,
     Course,
     Experiment,
     Measure,
+    gaussian_course,
     isotropic_course,
     sgd_course,
     svag_course,
@@ -47,7 +49,12 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
         UNAMPLIFIED: progress.kept("unamplified", lambda: svag_course(largest, measure, options.svag, False)),
         ISOTROPIC: progress.kept("isotropic", lambda: isotropic_course(largest, measure)),
     }
+    progress("Gaussian steps of SGD's size")
+    gaussian = progress.kept("Gaussian", lambda: gaussian_course(largest, measure))
     checks = sparsity_checks(experiment, options, sgd, svag, rivals)
+    ends = {name: course.sparsity()[-1, 0] for name, course in rivals.items()}
+    level = claims.at_equal_loss(sgd, small, sgd.fit[-1, large, :, 0])
+    checks.append(claims.gaussian_check(experiment, large, sgd, gaussian, GAUSSIANS, ends, level, OK))
     by_length = (small, *range(1, large), large + 1, large)  # the early decay of the largest step stands before it
     checks.append(claims.order_check(experiment, by_length, sgd))
     progress(f"growth of units, {options.growth_steps} steps x {settings.replicates} replicas")
@@ -58,7 +65,9 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     if options.train:
         checks += published_checks(settings, root, device, progress)
     progress.close()
-    return Outcome(checks, CLAIMS, dataset(experiment, measure.names, sgd, svag, rivals, found))
+    return Outcome(
+        checks, CLAIMS, dataset(experiment, measure.names, sgd, svag, {**rivals, GAUSSIAN_STEPS: gaussian}, found)
+    )
 
 
 def digits_experiment(options: ResnetSettings, seeds: int, root: int, device: torch.device) -> Experiment:

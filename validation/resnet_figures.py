@@ -9,14 +9,18 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from validation.figures import STYLE, SavedFigure
-from validation.resnet_checks import ISOTROPIC, UNAMPLIFIED
+from validation.resnet_checks import GAUSSIAN_STEPS, ISOTROPIC, UNAMPLIFIED
 
 KINDS = {"sgd": ("SGD", "#D55E00"), "svag": ("SVAG", "#0072B2")}
-RIVALS = {UNAMPLIFIED: ("noise of the wrong scale", "#999999", ":"), ISOTROPIC: ("isotropic noise", "#009E73", "--")}
+OTHERS = {
+    GAUSSIAN_STEPS: ("Gaussian steps of SGD's size", "#CC79A7", "-."),
+    UNAMPLIFIED: ("noise of the wrong scale", "#999999", ":"),
+    ISOTROPIC: ("isotropic noise", "#009E73", "--"),
+}
 
 
 def sparsity(series: xr.Dataset) -> Figure:
-    """Coefficient of the last block along the run, a panel a schedule: SGD, SVAG (mean and range) and the rivals."""
+    """Coefficient of the last block along the run, a panel a schedule: SGD, SVAG (mean and range), the others."""
     cells, steps = series["resnet_schedule"].values, series["resnet_step"].values
     with rc_context(STYLE):
         figure = Figure(figsize=(2.3 * len(cells) + 0.6, 2.9), layout="constrained")
@@ -26,8 +30,8 @@ def sparsity(series: xr.Dataset) -> Figure:
                 values = series[f"resnet distinct sparsity {kind}"].isel(resnet_schedule=c, resnet_block=-1).values
                 axis.plot(steps, np.nanmean(values, 1), "o-", ms=3, color=colour, lw=1.2, label=label)
                 axis.fill_between(steps, np.nanmin(values, 1), np.nanmax(values, 1), color=colour, alpha=0.2, lw=0)
-            if c == len(cells) - 2:  # where the rivals ran
-                for name, (label, colour, line) in RIVALS.items():
+            if c == len(cells) - 2:  # where the others ran
+                for name, (label, colour, line) in OTHERS.items():
                     axis.plot(steps, np.nanmean(series[f"resnet {name}"].values, 1), line, color=colour, label=label)
             axis.set_title(str(cells[c]), loc="left", fontsize=8)
             axis.set_xlabel("SGD step")
@@ -93,7 +97,7 @@ _BOTH = ("resnet distinct sparsity sgd", "resnet distinct sparsity svag")
 FIGURES = {
     "resnet-sparsity": SavedFigure(
         "Sparsity of a residual network along training, predicted against measured, with rivals",
-        (*_BOTH, f"resnet {UNAMPLIFIED}", f"resnet {ISOTROPIC}"),
+        (*_BOTH, *(f"resnet {name}" for name in OTHERS)),
         sparsity,
     ),
     "resnet-blocks": SavedFigure(

@@ -1,4 +1,4 @@
-"""Ensembles of one image network: SGD, SVAG and the rivals, from the same starts on the same schedules.
+"""Ensembles of one image network: SGD, SVAG, Gaussian steps and the rivals, from the same starts on the same schedules.
 
 SGD runs in ``nets.training``, everything else in ``simulators``: they share the data, the starts and the network, not
 the draws. All runs of an ensemble go side by side; BatchNorm normalises by the minibatch while they train, and its
@@ -21,7 +21,7 @@ from nets.measures import block_table, measured_subset
 from nets.objective import CROSS_ENTROPY, FlatNet, Objective
 from nets.resnet import BasicBlock
 from nets.training import TrainingState, train
-from simulators.isotropic import run_isotropic
+from simulators.estimated_noise import run_gaussian, run_isotropic
 from simulators.network import CROSS_ENTROPY as CLASSES
 from simulators.network import Network
 from simulators.svag import run_svag
@@ -30,8 +30,9 @@ from theory.schedule import Schedule, stack_step_sizes
 from theory.trajectory import Probe, Trajectory
 
 SPARSITY, PLAIN, DISTINCT, INDEPENDENT = 2, 1, 3, 4  # columns of a block table
-INPUTS, GROUPS, STATISTICS = 1024, 4, 256
-"""Images on which activations are looked at, minibatches of the isotropic rival, images a pass for BatchNorm."""
+INPUTS, GROUPS, GAUSSIANS, STATISTICS = 1024, 4, 8, 256
+"""Images on which activations are looked at, minibatches of the isotropic rival and of a Gaussian step, images a pass
+for BatchNorm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +177,15 @@ def isotropic_course(experiment: Experiment, measure: Measure) -> Course:
     run = run_isotropic(
         experiment.network(), experiment.paths(), experiment.sizes(), experiment.steps, experiment.root,
         Minibatch(experiment.batch), GROUPS, {"look": Probe(measure, experiment.grid())},
+    )  # fmt: skip
+    return _paths(experiment, run, len(measure.names))
+
+
+def gaussian_course(experiment: Experiment, measure: Measure) -> Course:
+    """Gaussian noise of SGD's covariance, in steps as large as SGD's."""
+    run = run_gaussian(
+        experiment.network(), experiment.paths(), experiment.sizes(), experiment.steps, experiment.root,
+        Minibatch(experiment.batch), GAUSSIANS, {"look": Probe(measure, experiment.grid())},
     )  # fmt: skip
     return _paths(experiment, run, len(measure.names))
 

@@ -16,12 +16,12 @@ CELL, SEED, LOOK, BLOCK = "resnet_schedule", "resnet_seed", "resnet_step", "resn
 
 
 def dataset(
-    experiment: Experiment, blocks: Sequence[str], sgd: Course, svag: Course, rivals: Mapping[str, Course],
+    experiment: Experiment, blocks: Sequence[str], sgd: Course, svag: Course, others: Mapping[str, Course],
     found: Growth,
 ) -> xr.Dataset:  # fmt: skip
-    """Measures of every block and the fit along the runs of SGD and SVAG, the rivals' coefficients, growth of units.
+    """Measures of every block and the fit along the runs of SGD and SVAG, others' coefficients, growth of units.
 
-    Rivals ran on the schedule before the last, that of the largest step.
+    The others, Gaussian steps and rivals, ran on the schedule before the last, that of the largest step.
     """
     data: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for kind, course in (("sgd", sgd), ("svag", svag)):
@@ -29,7 +29,7 @@ def dataset(
             data[f"resnet {name} {kind}"] = (LOOK, CELL, SEED, BLOCK), course.blocks[..., column].numpy()
         for column, name in enumerate(FIT):
             data[f"resnet {name} {kind}"] = (LOOK, CELL, SEED), course.fit[..., column].double().numpy()
-    for name, course in rivals.items():
+    for name, course in others.items():
         data[f"resnet {name}"] = (LOOK, SEED), course.blocks[:, 0, :, -1, SPARSITY].numpy()
     for name in ("realised", "predicted", "drift", "noise"):
         data[f"resnet growth {name}"] = ("resnet_replica", "resnet_unit"), getattr(found, name)
