@@ -249,8 +249,9 @@ def tiny_run(tmp_path_factory):
     for name, (x, y) in {"train": (data.train_x, data.train_y), "test": (data.test_x[:64], data.test_y[:64])}.items():
         write_parquet(folder / f"{name}.parquet", x, y)
     options = ResnetSettings(
-        images=64, steps=8, growth_steps=80, step_sizes=(0.1, 0.4), svag=2, train=str(folder / "train.parquet"),
-        test=str(folder / "test.parquet"), network="resnet_tiny", width=2, epochs=1, large_batch=16,
+        images=64, steps=8, group_norm_steps=8, growth_steps=80, step_sizes=(0.1, 0.4), svag=2,
+        train=str(folder / "train.parquet"), test=str(folder / "test.parquet"), network="resnet_tiny", width=2,
+        epochs=1, large_batch=16,
     )  # fmt: skip
     return run(RunSettings(suites=("resnet",), seeds=4, resnet=options), torch.device("cpu"), Progress("quiet"))
 
@@ -270,6 +271,8 @@ def test_the_suite_judges_every_claim_and_every_figure_can_be_drawn(tiny_run):
         ({"step_sizes": (0.4, 0.1)}, "ascending"),
         ({"images": 10}, "choose 2 batches to 1797 images"),
         ({"growth_steps": 10}, "choose more"),
+        ({"group_norm_steps": 7}, "choose more"),
+        ({"group_norm_batch": 800}, "batches of 800"),
         ({"growth_label_noise": 1.5}, "between 0 and 1"),
         ({"train": "a.parquet"}, "give both train and test"),
         ({"svag": 0}, "choose a positive number"),

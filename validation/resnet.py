@@ -54,7 +54,11 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     checks = sparsity_checks(experiment, options, sgd, svag, rivals)
     ends = {name: course.sparsity()[-1, 0] for name, course in rivals.items()}
     level = claims.at_equal_loss(sgd, small, sgd.fit[-1, large, :, 0])
-    checks.append(claims.gaussian_check(experiment, large, sgd, gaussian, GAUSSIANS, ends, level, OK))
+    setting = f"{experiment.schedules[large].label}, {GAUSSIANS} minibatches a step"
+    checks.append(
+        claims.alone_check(claims.GAUSSIAN, claims.GAUSSIAN_SOURCE, setting, large, sgd, gaussian, ends, level, OK)
+    )
+    checks += group_norm_checks(group_norm_experiment(options, experiment), options.svag, progress)
     by_length = (small, *range(1, large), large + 1, large)  # the early decay of the largest step stands before it
     checks.append(claims.order_check(experiment, by_length, sgd))
     progress(f"growth of units, {options.growth_steps} steps x {settings.replicates} replicas")
@@ -87,6 +91,35 @@ def growth_experiment(options: ResnetSettings, root: int, device: torch.device) 
     return Experiment(
         images, lambda seed: resnet(norm="batch", seed=seed, dtype=FLOAT), (schedule,), 1, options.batch, 1, 1, root
     )
+
+
+def group_norm_experiment(options: ResnetSettings, like: Experiment) -> Experiment:
+    """The same network with GroupNorm, where steps are few and coarse; a small and a large constant step."""
+    return Experiment(
+        like.images, lambda seed: resnet(norm="group", seed=seed, dtype=FLOAT),
+        (Schedule(options.group_norm_step_size / 10), Schedule(options.group_norm_step_size)),
+        options.group_norm_steps, options.group_norm_batch, 2 * like.seeds, 1, like.root,
+    )  # fmt: skip
+
+
+def group_norm_checks(experiment: Experiment, l: int, progress: Progress) -> list[Check]:  # noqa: E741
+    """SVAG and Gaussian steps against SGD."""
+    measure, large = Measure(experiment), experiment.only(1)
+    progress(f"GroupNorm, {experiment.seeds} seeds x {experiment.steps} steps: SGD, SVAG, Gaussian steps")
+    sgd = progress.kept("GroupNorm SGD", lambda: sgd_course(experiment, measure))
+    svag = progress.kept("GroupNorm SVAG", lambda: svag_course(large, measure, l))
+    gaussian = progress.kept("GroupNorm Gaussian", lambda: gaussian_course(large, measure))
+    level = claims.at_equal_loss(sgd, 0, sgd.fit[-1, 1, :, 0])
+    setting = f"GroupNorm, {experiment.schedules[1].label}, B={experiment.batch}, {experiment.steps} steps"
+    limit = {claims.LIMIT: svag.sparsity()[-1, 0]}
+    # Known: a step this large is far from the SDE; noise of the same covariance in steps of the same size is not.
+    return [
+        claims.alone_check(SPARSITY, claims.SVAG_SOURCE, f"{setting}, l={l}", 1, sgd, svag, {}, level, MISS),
+        claims.alone_check(
+            claims.GAUSSIAN, claims.GAUSSIAN_SOURCE, f"{setting}, {GAUSSIANS} minibatches a step", 1, sgd, gaussian,
+            limit, level, OK,
+        ),
+    ]  # fmt: skip
 
 
 def sparsity_checks(

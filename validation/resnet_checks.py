@@ -60,7 +60,7 @@ ERROR = 0.1
 """Error stated for SVAG's sparsity, of the effect beyond the small step (of the small step's own: of the value): first
 order in η, as for the SDEs of suite ``relu``."""
 UNAMPLIFIED, ISOTROPIC, SMALL = "SVAG with the wrong scaling", "isotropic noise of equal power", "small step"
-GAUSSIAN_STEPS = "Gaussian steps of SGD's size"
+GAUSSIAN_STEPS, LIMIT = "Gaussian steps of SGD's size", "SVAG"
 
 
 def sparsity_check(
@@ -82,15 +82,14 @@ def sparsity_check(
     return _coefficient(claim, setting, prediction, sgd.sparsity()[look, cell], finite, rivals, small, expected)
 
 
-def gaussian_check(
-    experiment: Experiment, cell: int, sgd: Course, gaussian: Course, groups: int, rivals: Mapping[str, Tensor],
-    small: Tensor, expected: Verdict,
+def alone_check(
+    claim: Claim, source: Reference, setting: str, cell: int, sgd: Course, course: Course,
+    rivals: Mapping[str, Tensor], small: Tensor, expected: Verdict,
 ) -> Check:  # fmt: skip
-    """The same at the end for Gaussian steps, which ran on this cell's schedule only."""
-    setting = f"{experiment.schedules[cell].label}, {groups} minibatches a step"
-    predicted, finite = gaussian.sparsity()[-1, 0], sgd.finite[cell] & gaussian.finite[0]
-    prediction = Prediction("coefficient without duplicates", predicted, _null(small), ERROR, GAUSSIAN_SOURCE)
-    return _coefficient(GAUSSIAN, setting, prediction, sgd.sparsity()[-1, cell], finite, rivals, small, expected)
+    """The same at the end, for a course that ran on this cell's schedule only."""
+    predicted, finite = course.sparsity()[-1, 0], sgd.finite[cell] & course.finite[0]
+    prediction = Prediction("coefficient without duplicates", predicted, _null(small), ERROR, source)
+    return _coefficient(claim, setting, prediction, sgd.sparsity()[-1, cell], finite, rivals, small, expected)
 
 
 def _null(small: Tensor | None) -> float:

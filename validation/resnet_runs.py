@@ -30,7 +30,7 @@ from theory.schedule import Schedule, stack_step_sizes
 from theory.trajectory import Probe, Trajectory
 
 SPARSITY, PLAIN, DISTINCT, INDEPENDENT = 2, 1, 3, 4  # columns of a block table
-INPUTS, GROUPS, GAUSSIANS, STATISTICS = 1024, 4, 8, 256
+INPUTS, GROUPS, GAUSSIANS, STATISTICS = 512, 4, 8, 256
 """Images on which activations are looked at, minibatches of the isotropic rival and of a Gaussian step, images a pass
 for BatchNorm."""
 

@@ -169,6 +169,9 @@ class ResnetSettings:
     batch: int = option(8, "minibatch size")
     step_sizes: tuple[float, ...] = option((0.1, 0.4, 1.6), "step sizes, ascending; divided by 8 at 80 % of the run")
     svag: int = option(4, "SVAG steps for each step of SGD")
+    group_norm_steps: int = option(50, "SGD steps of the network with GroupNorm")
+    group_norm_step_size: float = option(1.0, "its large step size; a tenth of it is the small one")
+    group_norm_batch: int = option(16, "its minibatch size")
     growth_steps: int = option(400, "SGD steps for which the growth of units is watched")
     growth_step_size: float = option(0.2, "step size meanwhile")
     growth_weight_decay: float = option(0.005, "weight decay meanwhile")
@@ -191,9 +194,10 @@ class ResnetSettings:
         _positive("step size", *self.step_sizes)
         if len(self.step_sizes) < 2 or list(self.step_sizes) != sorted(set(self.step_sizes)):
             raise SettingsError("step sizes compare a small one with larger ones: give two or more, ascending.")
-        if not 2 * self.batch <= self.images <= 1797:
-            raise SettingsError(f"{self.images} images with batches of {self.batch}: choose 2 batches to 1797 images.")
-        if self.steps < 8 or self.growth_steps < 80:
+        largest = max(self.batch, self.group_norm_batch)
+        if not 2 * largest <= self.images <= 1797:
+            raise SettingsError(f"{self.images} images with batches of {largest}: choose 2 batches to 1797 images.")
+        if min(self.steps, self.group_norm_steps) < 8 or self.growth_steps < 80:
             raise SettingsError("fewer than 8 steps, or 80 steps of growth, decide nothing: choose more.")
         if not (0 <= self.growth_weight_decay < float("inf") and 0 <= self.growth_label_noise <= 1):
             raise SettingsError("growth weight decay has to be >= 0 and growth label noise between 0 and 1.")

@@ -37,7 +37,7 @@ COST = {
     "stabilization": (2, 400),
     "collapse": (45, 1200),
     "relu": (75, 1300),
-    "resnet": (270, 800),
+    "resnet": (330, 800),
 }
 """Seconds on one core and MiB at quick size."""
 
