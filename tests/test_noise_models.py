@@ -53,6 +53,7 @@ def test_explicit_label_noise_decays_alpha_at_zero_loss():
     assert abs((quiet.final - y0).sum(-1).mean() / problem.d) < 0.7 * abs(measured.mean())  # without σ: rejected
 
 
+@pytest.mark.slow
 def test_momentum_acts_as_its_effective_step_size():
     """Once the labels are fitted, label noise decays ln|u² - v²| at the rate of plain SGD with η/(1-μ).
 
