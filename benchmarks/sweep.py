@@ -1,6 +1,6 @@
 """Sweeps: two worker processes against one, on the same cells of suite stabilization.
 
-Usage: python benchmarks/sweep.py [--rounds 3] [--cells 8]
+Usage: python benchmarks/sweep.py [--rounds 5] [--cells 24]
 One thread a worker. All results have to be equal bit for bit; then both are timed in turns, starting the processes
 included. CPU seconds and the load of the machine are kept beside: where others compute too, the two workers get a
 larger share of it than the one.
@@ -53,8 +53,8 @@ def once(settings: list[RunSettings], workers: int) -> tuple[float, float, list[
 def main() -> None:
     """Compare, measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cells", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cells", type=int, default=24)
     given = parser.parse_args()
     settings = cells("stabilization", {}, {"spread": f"0.02:0.1:{given.cells}"}, None)
     taken: dict[int, list[float]] = {1: [], 2: []}
