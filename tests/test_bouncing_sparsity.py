@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from nets.curvature import hessian
 from nets.mlp import mlp
 from nets.objective import SQUARED, FlatNet, Objective
 from nets.replicas import replicas
+from simulators.network import Network
+from simulators.network_sde import ExactCovarianceSDE, run_sde
+from simulators.noise import BrownianIncrements
+from theory.minibatch import Minibatch
 from validation.bouncing_runs import Setting, draws_of
 from validation.bouncing_sparsity import active_share, compare, sparsity_checks
 from validation.check import Verdict
@@ -39,11 +44,27 @@ def test_the_share_is_the_one_of_signs(objective):
     assert active_share(objective, theta, "2").isnan().tolist() == [True, False]
 
 
-def test_where_nothing_bounces_both_noises_have_one_law(shares):
-    """No direction is left out: the paths differ by their streams alone."""
+def test_where_nothing_bounces_the_noise_is_that_of_all_directions(objective, shares):
     assert shares.bouncing == 0
-    assert (shares.all - shares.complement).abs().max() < 0.1
-    assert not torch.equal(shares.all, shares.complement)
+    draws, start = draws_of(CALM, objective.n, 4, "sparsity", ROOT), objective.net.theta.expand(4, -1)
+    start, _ = replicas(objective, start, torch.zeros_like(start), 0.05, 5, draws)
+    labels = nn.functional.one_hot(objective.labels, 3).to(objective.X)
+    sde = ExactCovarianceSDE(Network(objective.net.module, objective.X, labels), 0.05, Minibatch(8))
+    for stream, found in (("all directions", shares.all), ("orthogonal directions", shares.complement)):
+        end = run_sde(sde, start, 0.05, 30, BrownianIncrements(ROOT, stream, 4, 24)).final
+        assert torch.allclose(active_share(objective, end, "2"), found)
+
+
+def test_the_bouncing_directions_are_those_of_the_dense_hessian(objective):
+    setting = Setting("ReLU MLP", 0.6, 8)
+    found = compare(objective, setting, "2", 5, 10, 4, ROOT, block=10, most=8)
+    start = objective.net.theta.expand(4, -1)
+    start, _ = replicas(
+        objective, start, torch.zeros_like(start), 0.6, 5, draws_of(setting, objective.n, 4, "sparsity", ROOT)
+    )
+    every = torch.eye(objective.p, dtype=torch.float64)
+    dense = [torch.linalg.eigvalsh(hessian(objective, theta) @ every) for theta in start]
+    assert found.bouncing == sum(int((0.6 * values > 1).sum()) for values in dense) / 4 > 0
 
 
 def test_every_path_has_its_own_start_and_goes_on_by_sgd(objective, shares):

@@ -22,7 +22,7 @@ from nets.replicas import replicas
 from theory.bouncing import SOURCE
 from theory.prediction import Prediction
 from validation.bouncing_checks import ERROR, SUITE, scattered
-from validation.bouncing_runs import Setting, draws_of, leave_one_out
+from validation.bouncing_runs import Setting, draws_of, leave_one_out, survivors
 from validation.check import Check, Claim, Rival, judge
 
 MOVING = Claim(
@@ -83,7 +83,7 @@ def follow(
     first = E = torch.empty(0)
     curvature, sums = list[Tensor](), list[tuple[Tensor, Tensor]]()
     for number in range(1, blocks + 1):
-        mean = _alive(theta, setting).mean(0)
+        mean = theta[survivors(theta, setting)].mean(0)
         found = eigenpairs(hessian(objective, mean), K, start=E if len(E) else None, tolerance=1e-2)
         curvature.append(found.values.double().cpu())
         E = found.vectors
@@ -98,8 +98,7 @@ def follow(
             lambda k, start=number * block: draws(start + k), setting.momentum, watch,  # type: ignore[misc]
         )  # fmt: skip
         sums.append(_displacements(torch.stack(seen).double().cpu()))
-    finite = torch.isfinite(theta).all(1).cpu()
-    _alive(theta, setting)
+    finite = survivors(theta, setting).cpu()
     products, squares = (torch.stack(part)[:, finite] for part in zip(*sums, strict=True))
     return Following(
         setting, torch.stack(curvature), products[..., :K], squares[..., :K], products[..., K:], squares[..., K:],
@@ -153,13 +152,6 @@ def dataset(following: Following) -> xr.Dataset:
     }
     data = {f"bouncing basis {name}": (("bouncing_turning",), values) for name, values in curves.items()}
     return xr.Dataset(data, coords={"bouncing_turning": np.arange(1, following.curvature.shape[1] + 1)})
-
-
-def _alive(theta: Tensor, setting: Setting) -> Tensor:
-    alive = theta[torch.isfinite(theta).all(1)]
-    if len(alive) < 2:
-        raise ValueError(f"{setting.label} diverged: choose a smaller step size.")
-    return alive
 
 
 def _displacements(x: Tensor) -> tuple[Tensor, Tensor]:

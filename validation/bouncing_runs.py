@@ -157,9 +157,7 @@ def observe(
     draws = draws_of(setting, objective.n, runs, "replicas", root)
     theta, mass = (part.expand(runs, -1) for part in state)
     theta, mass = replicas(objective, theta, mass, setting.step_size, burn_in, draws, setting.momentum)
-    alive = torch.isfinite(theta).all(1)
-    if int(alive.sum()) < 2:
-        raise ValueError(f"{setting.label} diverged: choose a smaller step size.")
+    alive = survivors(theta, setting)
     origin = theta[alive].mean(0)
     E = eigenpairs(hessian(objective, origin), K, tolerance=1e-3).vectors
     record = _Record(origin, E, runs, steps)
@@ -167,6 +165,18 @@ def observe(
         objective, theta, mass, setting.step_size, steps, lambda k: draws(burn_in + k), setting.momentum, record
     )
     return _analysed(objective, setting, record, alive & torch.isfinite(theta).all(1))
+
+
+def survivors(theta: Tensor, setting: Setting) -> Tensor:
+    """Which replicas of θ, (runs, p), are finite.
+
+    Raises:
+        ValueError: fewer than two are.
+    """
+    alive = torch.isfinite(theta).all(1)
+    if int(alive.sum()) < 2:
+        raise ValueError(f"{setting.label} diverged: choose a smaller step size.")
+    return alive
 
 
 def descended(objective: Objective, window: Window, steps: int = 6) -> Tensor:

@@ -102,16 +102,21 @@ def compare(
     def noise(stream: str) -> BrownianIncrements:
         return BrownianIncrements(root, stream, paths, network.n, dtype=start.dtype, device=start.device)
 
-    everywhere = run_sde(exact, start, eta, steps, noise("all directions")).final
+    run = run_sde(exact, start, eta, steps, noise("all directions"))
+    everywhere = torch.where(run.finite.unsqueeze(1), run.final, torch.nan)
     outside, increments, bouncing = start, noise("orthogonal directions"), list[float]()
     sharpest: list[Tensor | None] = [None] * paths
+    kept = torch.ones(paths, dtype=torch.bool, device=start.device)
     for first in range(0, steps, block):
         each = [_sharpest(objective, theta, most, at) for theta, at in zip(outside, sharpest, strict=True)]
         sharpest = [vectors for _, vectors in each]
-        bounces = eta * torch.stack([values for values, _ in each]) > 1
+        curvature = torch.stack([values for values, _ in each])
+        bounces = eta * curvature > 1
         bouncing.append(float(bounces.sum(1).double().mean()))
         sde = OrthogonalSDE(exact, torch.stack([v for _, v in each]) * bounces.unsqueeze(1), follow_floor=True)
-        outside = run_sde(sde, outside, eta, min(first + block, steps), increments, first_step=first).final
+        run = run_sde(sde, outside, eta, min(first + block, steps), increments, first_step=first)
+        outside, kept = run.final, kept & run.finite & ~curvature.isnan().any(1)
+    outside = torch.where(kept.unsqueeze(1), outside, torch.nan)
     with_sgd, with_all, with_complement, without = (
         active_share(objective, theta, layer) for theta in (sgd, everywhere, outside, quiet)
     )
@@ -120,11 +125,11 @@ def compare(
 
 
 def _sharpest(objective: Objective, theta: Tensor, most: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues, (most,), and their eigenvectors, (p, most), of H at one θ; zeros where it diverged."""
+    """The largest eigenvalues, (most,), and their eigenvectors, (p, most), of H at one θ; NaN and zeros without any."""
     try:
         found = eigenpairs(hessian(objective, theta), most, start=start, tolerance=5e-2)
-    except ValueError:  # an H or a start that is not finite: the path is lost, and is counted at the end
-        return theta.new_zeros(most), theta.new_zeros(len(theta), most)
+    except ValueError:  # θ or H is not finite: the path is lost from here on, and counted
+        return theta.new_full((most,), torch.nan), theta.new_zeros(len(theta), most)
     return found.values, found.vectors
 
 
