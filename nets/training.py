@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nets.mlp_gradient import dense_gradient
+from nets.gradients import written_gradient
 from nets.objective import Objective
 from theory.minibatch import Minibatch
 from theory.schedule import StepSizes, stack_step_sizes
@@ -22,6 +22,7 @@ from theory.trajectory import Probe, Recorder, Trajectory
 
 BLOCK = 128  # steps drawn together
 OVERFLOW = 1e100
+SMALL = 20_000  # parameters, below which runs are differentiated together
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +104,9 @@ def train(
         batch: minibatch size and sampling; 32 with replacement by default.
         probes: what to measure; functions see a :class:`TrainingState`.
         direction: turns the gradients, shape (schedules, seeds, p), into what is stepped along, given the state.
-        together: differentiate all runs in one batched pass, or one after the other (always so with BatchNorm). By
-            default together where p < 20 000, unless convolutions run on a CPU, where batching them does not pay.
+        together: differentiate all runs in one batched pass, or one after the other (always so with running
+            statistics). By default together where p < 20 000, unless the network is convolutional, on a CPU, and not
+            of the kind that compiled loops know: batching does not pay there.
         progress: called with the number of steps done.
 
     Returns:
@@ -123,7 +125,7 @@ def train(
     state = _state(objective, start, len(schedules), len(seeds), steps)
     eta = stack_step_sizes(schedules, steps).to(state.theta)
     recorder, draws = Recorder(probes or {}, steps, state.step), Batches(objective.n, batch, seeds, root_seed)
-    gradients = _gradients(objective, _batching_pays(objective) if together is None else together)
+    gradients = _gradients(objective, together)
     due, limit = set(recorder.stops), min(OVERFLOW, torch.finfo(state.theta.dtype).max ** 0.5)
     for k in range(state.step, steps):
         if k in due:
@@ -134,7 +136,7 @@ def train(
         g = g if direction is None else direction(state, g)
         mass = g if momentum == 0 else momentum * state.mass + g
         new = state.theta - eta[:, k, None, None] * mass
-        broken = ~(torch.isfinite(new).all(-1) & (losses.abs() < limit))
+        broken = ~((new.abs().amax(-1) < torch.inf) & (losses.abs() < limit))  # false for NaN
         bad = torch.where((state.first_bad_step < 0) & broken, k, state.first_bad_step)
         new = torch.where((bad >= 0).unsqueeze(-1), state.theta, new)
         state = replace(state, step=k + 1, theta=new, mass=mass, first_bad_step=bad)
@@ -149,19 +151,16 @@ def train(
 Gradients = Callable[[Objective, TrainingState, Tensor | None], tuple[Tensor, Tensor]]
 
 
-def _batching_pays(objective: Objective) -> bool:
-    convolves = any(isinstance(part, nn.Conv2d) for part in objective.net.module.modules())
-    return objective.p < 20_000 and not (convolves and objective.X.device.type == "cpu")
-
-
-def _gradients(objective: Objective, together: bool) -> Gradients:
-    """How gradients are found: written out where the network is a small fully connected one, else by autograd."""
-    if not together or objective.net.buffers:
+def _gradients(objective: Objective, together: bool | None) -> Gradients:
+    """How gradients are found: written out where that is known of a small network, else by autograd."""
+    if together is False or objective.net.buffers or (together is None and objective.p >= SMALL):
         return _one_by_one
-    dense = dense_gradient(objective.net, objective.loss)
-    if dense is None:
-        return _together
-    written = dense
+    found = written_gradient(objective)
+    if found is None:
+        convolves = any(isinstance(part, nn.Conv2d) for part in objective.net.module.modules())
+        slow = convolves and objective.X.device.type == "cpu"
+        return _one_by_one if slow and together is None else _together
+    written = found
 
     def by_hand(objective: Objective, state: TrainingState, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         S, R, p = state.theta.shape

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+Gradients = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -77,6 +79,8 @@ class Network:
         chunk_size: at most so many samples a backward pass; all at once by default.
         batch_statistics: BatchNorms normalise by the samples of each call (and keep no running statistics): then only
             losses of whole minibatches mean anything, which is enough for SVAG and not for the SDEs.
+        gradients: :meth:`weighted_gradient` found in another way than by automatic differentiation, a function of θ
+            (paths, p), X and y of each path's samples (paths, m, ...) or of all paths' (1, m, ...), w and c.
 
     Raises:
         ValueError: a module without per-sample losses (BatchNorm on batch statistics, dropout), or bad data.
@@ -91,6 +95,7 @@ class Network:
         weight_decay: float = 0.0,
         chunk_size: int | None = None,
         batch_statistics: bool = False,
+        gradients: Gradients | None = None,
     ) -> None:
         check_module(module, batch_statistics)
         if batch_statistics and chunk_size is not None:
@@ -104,7 +109,7 @@ class Network:
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunks of {chunk_size} samples were asked for: give 1 or more.")
         self.X, self.y, self.n, self.loss, self.weight_decay = X, y, len(X), loss, weight_decay
-        self._chunk = chunk_size or len(X)
+        self._chunk, self._gradients = chunk_size or len(X), gradients
         self._shapes = {name: p.shape for name, p in trained.items()}
         self._sizes = [p.numel() for p in trained.values()]
         self.p = sum(self._sizes)
@@ -161,7 +166,8 @@ class Network:
         Returns:
             shape (paths, p); no weight decay.
         """
-        gradient = self._gradient_of_one if len(theta) == 1 else self._gradients_of_many
+        alone = len(theta) == 1 and self._gradients is None
+        gradient = self._gradient_of_one if alone else self._gradients_of_many
         total = None
         for part in self._parts(self.n if rows is None else rows.shape[1]):
             w, c = (None if a is None else a[:, part] for a in (weights, cotangent))
@@ -177,12 +183,17 @@ class Network:
             return torch.autograd.grad(self._value(leaf, self.X[rows], self.y[rows], w, c), leaf)[0].unsqueeze(0)
 
     def _gradients_of_many(self, theta: Tensor, w: Tensor | None, c: Tensor | None, rows: slice | Tensor) -> Tensor:
+        X, y = self.X[rows], self.y[rows]
+        if self._gradients is not None:
+            if isinstance(rows, slice):
+                X, y = X.unsqueeze(0), y.unsqueeze(0)
+            return self._gradients(theta.detach(), X, y, w, c)
         data = None if isinstance(rows, slice) else 0
         axes = (0, data, data, None if w is None else 0, None if c is None else 0)
         # The forward pass is batched, the backward pass follows it: faster than batching both.
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
-            values = torch.func.vmap(self._value, axes)(leaf, self.X[rows], self.y[rows], w, c)
+            values = torch.func.vmap(self._value, axes)(leaf, X, y, w, c)
             return torch.autograd.grad(values.sum(), leaf)[0]
 
     def _value(self, theta: Tensor, X: Tensor, y: Tensor, w: Tensor | None, c: Tensor | None) -> Tensor:

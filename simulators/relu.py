@@ -15,9 +15,9 @@ from numba import njit, prange
 from torch import Tensor
 
 from simulators.integrate import check_run
-from simulators.lanes import LANES, load, multiply, multiply_add, spread, store, where_positive
 from simulators.noise import BrownianIncrements
 from simulators.normals import fill_rows
+from theory.lanes import LANES, load, multiply, multiply_add, spread, store, where_positive
 from theory.problem import Regression
 from theory.relu import Isotropic, LossName, MeasuredLevel, ReluSDE
 from theory.relu_network import ReluNetwork

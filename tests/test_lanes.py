@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from simulators.lanes import LANES, load, multiply, multiply_add, spread, store, where_positive
+from theory.lanes import LANES, load, multiply, multiply_add, spread, store, where_positive
 
 
 @njit

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from nets.gradients import batched_gradients, losses, sample_gradients
 from nets.mlp import mlp
 from nets.objective import CROSS_ENTROPY, SQUARED, FlatNet, Objective
-from nets.replicas import Epochs, batched_gradients, losses, replicas, sample_gradients
+from nets.replicas import Epochs, replicas
 from nets.resnet import resnet
 from nets.training import Batches, train
 from theory.minibatch import Minibatch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nets.gradients import losses, sample_gradients
 from nets.objective import Objective
-from nets.replicas import losses, sample_gradients
 from simulators.network import Network
 from simulators.network_sde import ExactCovarianceSDE, run_sde
 from simulators.noise import BrownianIncrements

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from nets.curvature import Operator, hessian
+from nets.gradients import losses, sample_gradients
 from nets.lanczos import eigenpairs
 from nets.objective import Objective
-from nets.replicas import Draws, Epochs, losses, replicas, sample_gradients
+from nets.replicas import Draws, Epochs, replicas
 from nets.training import Batches
 from theory.bouncing import LinearSGD, ReshuffledSGD
 from theory.excess_loss import TopDirections, excess_loss

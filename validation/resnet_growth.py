@@ -165,14 +165,15 @@ def _rates(
 ) -> list[GrowthRate]:
     """Rates of every layer at states (replicas, p), terms (replicas, units); each from minibatches of its own."""
     network, size = experiment.network(), experiment.batch
-    chosen, gradients = min(MINIBATCHES, network.n // size), []
-    for replica, theta in enumerate(state):
-        order = torch.from_numpy(named_generator(experiment.root, "rates", at, replica).permutation(network.n))
-        rows = order[: chosen * size].view(chosen, size).to(state.device)
-        weights = torch.full(rows.shape, 1 / size, dtype=state.dtype, device=state.device)
-        gradients.append(network.weighted_gradient(theta.expand(chosen, -1), weights, rows=rows))
+    chosen = min(MINIBATCHES, network.n // size)
+    generators = (named_generator(experiment.root, "rates", at, replica) for replica in range(len(state)))
+    orders = np.stack([generator.permutation(network.n)[: chosen * size] for generator in generators])
+    rows = torch.from_numpy(orders).view(-1, size).to(state.device)
+    weights = torch.full(rows.shape, 1 / size, dtype=state.dtype, device=state.device)
+    gradients = network.weighted_gradient(state.repeat_interleave(chosen, 0), weights, rows=rows)
+    gradients = gradients.view(len(state), chosen, -1)
     dynamics = Dynamics(eta, Minibatch(), weight_decay=decay, samples=ENDLESS)
-    return [sign_growth(state[:, at], torch.stack([g[:, at] for g in gradients]), dynamics) for at in index.values()]
+    return [sign_growth(state[:, at], gradients[..., at], dynamics) for at in index.values()]
 
 
 def _joined(layers: Sequence[Tensor]) -> np.ndarray:

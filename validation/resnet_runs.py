@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 from nets.averaging import estimate_statistics, has_batch_norm
 from nets.batch_statistics import on_batch_statistics
+from nets.convolutional_gradient import convolutional_gradient
 from nets.image_training import loss_and_accuracy
 from nets.images import ImageSet
 from nets.measures import block_table, measured_subset
 from nets.objective import CROSS_ENTROPY, FlatNet, Objective
 from nets.resnet import BasicBlock
 from nets.training import TrainingState, train
+from nets.units import hidden_layers
 from simulators.estimated_noise import run_gaussian, run_isotropic
 from simulators.network import CROSS_ENTROPY as CLASSES
 from simulators.network import Network
@@ -87,7 +90,9 @@ class Experiment:
         """For the simulators."""
         module = on_batch_statistics(self.build(0)).to(self.device)
         x, y = self.images.train_x, self.images.train_y
-        return Network(module, x, y, CLASSES, batch_statistics=has_batch_norm(module))
+        compiled = convolutional_gradient(FlatNet(module), CROSS_ENTROPY, x)
+        gradients = None if compiled is None else compiled.weighted_gradient
+        return Network(module, x, y, CLASSES, batch_statistics=has_batch_norm(module), gradients=gradients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,21 +123,21 @@ class Measure:
     """θ (runs, p) ↦ blocks and fit of every run."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._images, module = experiment.images, experiment.build(0).to(experiment.device)
-        self._net = FlatNet(module)
+        self._images, self._module = experiment.images, experiment.build(0).to(experiment.device)
         self._inputs = measured_subset(self._images.train_x, INPUTS)
-        self.names = residual_blocks(module)
+        self._layers, self.names = hidden_layers(self._module, "published"), residual_blocks(self._module)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Shape (runs, blocks·columns + 3)."""
         return torch.stack([self._of(row) for row in theta])
 
     def _of(self, row: Tensor) -> Tensor:
-        module = self._net.module_at(row)
+        module = self._module
+        vector_to_parameters(row, module.parameters())
         if has_batch_norm(module) and torch.isfinite(row).all():
             estimate_statistics(module, self._images.train_x, min(STATISTICS, self._images.n))
-            module.eval()
-        table = block_table(module, self._inputs, self.names)
+        module.eval()
+        table = block_table(module, self._inputs, self.names, layers=self._layers)
         sets = ((self._images.train_x, self._images.train_y), (self._images.test_x, self._images.test_y))
         train, test = (loss_and_accuracy(module, x, y, CROSS_ENTROPY) for x, y in sets)
         return torch.cat([table.reshape(-1), train[:1].cpu(), test.cpu()])

@@ -1,0 +1,143 @@
+"""Back-propagation through small convolutional networks in compiled loops: many networks at once, on a CPU.
+
+The same numbers as automatic differentiation to rounding (a test holds them together). Under ``torch.func.vmap``
+convolutions with a kernel a network become grouped ones, for which CPU libraries have no fast path where channels are
+few; here one network's minibatch goes forward and back in cache. What it costs is in ``benchmarks/resnet.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numba
+import torch
+from torch import Tensor, nn
+
+from nets.convolutional_compiled import CROSS_ENTROPY, SQUARED, gradients, outputs
+from nets.convolutional_plan import Plan, UnknownModuleError, plan
+from nets.objective import CROSS_ENTROPY as CLASSES
+from nets.objective import SQUARED as TARGETS
+from nets.objective import FlatNet, Loss
+
+LOSSES = {"squared": SQUARED, "cross-entropy": CROSS_ENTROPY}
+PARAMETERS = 20_000  # beyond which layers are wide enough for torch
+GRAIN = 2_000_000  # multiplications for which it pays to wake another thread
+
+
+class ConvolutionalGradient:
+    """Gradients of a loss of one architecture: convolutions, BatchNorm on batch statistics, GroupNorm, sums, and such.
+
+    Args:
+        module: its trained parameters, one after the other, are θ.
+        loss: "squared", ½‖h - y‖², or "cross-entropy".
+
+    Raises:
+        ValueError: another loss, an operation that the loops do not know, buffers.
+    """
+
+    def __init__(self, module: nn.Module, loss: str) -> None:
+        if loss not in LOSSES:
+            raise ValueError(f"there is no compiled loss '{loss}': choose from {', '.join(LOSSES)}.")
+        self._module, self._loss = copy.deepcopy(module), LOSSES[loss]
+        self._places, self._p = dict[str, int](), 0
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                raise UnknownModuleError(f"'{name}' is not trained.")
+            self._places[name], self._p = self._p, self._p + parameter.numel()
+        self._plans: dict[tuple[int, ...], Plan] = {}
+
+    def __call__(self, theta: Tensor, X: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """∇L, shape (R, p), and L, shape (R,), each on its own samples.
+
+        Args:
+            theta: shape (R, p).
+            X: shape (R, B, channels, height, width), or (1, B, …) for samples that all share; ``labels`` (R or 1, B).
+        """
+        weights = theta.new_full(X.shape[1:2], 1 / X.shape[1])
+        gradient, losses = self._both(theta, X, labels, weights, None)
+        return gradient, losses.mean(-1)
+
+    def weighted_gradient(
+        self, theta: Tensor, X: Tensor, y: Tensor, weights: Tensor | None, slopes: Tensor | None = None
+    ) -> Tensor:
+        """∂/∂θ of Σ_i w_i ℓ_i(θ) + Σ_i ⟨s_i, h_θ(x_i)⟩, shape (R, p).
+
+        Args:
+            y: class numbers, shape (R or 1, B), or targets, shape (R or 1, B, outputs).
+            weights: w of either sign, shape (R, B); 0 where None.
+            slopes: s, shape (R, B, outputs); 0 where None.
+        """
+        weights = theta.new_zeros(X.shape[1]) if weights is None else weights
+        return self._both(theta, X, y, weights, slopes)[0]
+
+    def _both(
+        self, theta: Tensor, X: Tensor, y: Tensor, weights: Tensor, slopes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        (R, B), made = (len(theta), X.shape[1]), self._plan(X)
+        gradient, losses = torch.zeros_like(theta), theta.new_empty(R, B)
+        given = theta.new_empty(0, B, made.outputs) if slopes is None else slopes.reshape(R, B, made.outputs)
+        target = self._targets(y, made.outputs).to(theta)
+        arrays = [part.contiguous().numpy() for part in (theta, _channels_last(X), target, weights.expand(R, B), given)]
+        loops = (made.operations, made.starts, made.products)
+        threads = self._threads(made, R, B)
+        gradients(*arrays, loops, made.size, self._loss, threads, gradient.numpy(), losses.numpy())
+        return gradient, losses
+
+    def losses(self, theta: Tensor, X: Tensor, labels: Tensor) -> Tensor:
+        """L alone, shape (R,), for the arguments of a call."""
+        values = self.outputs(theta, X)
+        target = self._targets(labels, values.shape[-1]).to(values)
+        if self._loss == SQUARED:
+            return (values - target).square().sum(-1).mean(-1) / 2
+        return -(nn.functional.log_softmax(values, -1) * target).sum(-1).mean(-1)
+
+    def outputs(self, theta: Tensor, X: Tensor) -> Tensor:
+        """h_θ(X), shape (R, B, outputs)."""
+        (R, B), made = (len(theta), X.shape[1]), self._plan(X)
+        out = theta.new_empty(R, B, made.outputs)
+        arrays = [part.contiguous().numpy() for part in (theta, _channels_last(X))]
+        loops = (made.operations, made.starts, made.products)
+        outputs(*arrays, loops, made.size, self._threads(made, R, B), out.numpy())
+        return out
+
+    def knows(self, X: Tensor) -> bool:
+        """Whether the loops run on samples of this shape, (R, B, …), device and precision."""
+        if X.device.type != "cpu" or X.dtype not in (torch.float32, torch.float64) or X.ndim != 5:
+            return False
+        try:
+            self._plan(X)
+        except UnknownModuleError:
+            return False
+        return True
+
+    def _plan(self, X: Tensor) -> Plan:
+        key = tuple(X.shape[1:])
+        if key not in self._plans:
+            images, channels, height, width = key
+            self._plans[key] = plan(self._module, self._places, images, (channels, height, width))
+        return self._plans[key]
+
+    def _targets(self, y: Tensor, count: int) -> Tensor:
+        return y.reshape(*y.shape[:2], count) if y.is_floating_point() else nn.functional.one_hot(y, count)
+
+    @staticmethod
+    def _threads(made: Plan, R: int, B: int) -> int:
+        """As many of the allowed threads as the work is worth; numbers do not depend on how many."""
+        work = R * B * int((made.operations["taps"] * made.operations["y_pixels"]).sum()) * 64
+        return max(1, min(numba.get_num_threads(), R, work // GRAIN))
+
+
+def convolutional_gradient(net: FlatNet, loss: Loss, X: Tensor) -> ConvolutionalGradient | None:
+    """The compiled gradient of a small network on samples X (n, …), if the loops know it, else None."""
+    if loss not in (TARGETS, CLASSES) or net.p > PARAMETERS:
+        return None
+    try:
+        found = ConvolutionalGradient(net.module, loss.name)
+    except UnknownModuleError:
+        return None
+    return found if found.knows(X[:1].unsqueeze(0)) else None
+
+
+def _channels_last(X: Tensor) -> Tensor:
+    """(R, B, C, H, W) ↦ (R, B, pixels, C)."""
+    return X.flatten(3).mT
