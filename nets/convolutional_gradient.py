@@ -8,6 +8,9 @@ few; here one network's minibatch goes forward and back in cache. What it costs 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import torch
@@ -75,12 +78,12 @@ class ConvolutionalGradient:
     ) -> tuple[Tensor, Tensor]:
         (R, B), made = (len(theta), X.shape[1]), self._plan(X)
         gradient, losses = torch.zeros_like(theta), theta.new_empty(R, B)
-        given = theta.new_empty(0, B, made.outputs) if slopes is None else slopes.reshape(R, B, made.outputs)
+        slopes = theta.new_zeros(R, B, made.outputs) if slopes is None else slopes.reshape(R, B, made.outputs)
         target = self._targets(y, made.outputs).to(theta)
-        arrays = [part.contiguous().numpy() for part in (theta, _channels_last(X), target, weights.expand(R, B), given)]
-        loops = (made.operations, made.starts, made.products)
-        threads = self._threads(made, R, B)
-        gradients(*arrays, loops, made.size, self._loss, threads, gradient.numpy(), losses.numpy())
+        parts = (theta, _flat(X), target, weights.expand(R, B), slopes)
+        arrays = [part.contiguous().numpy() for part in parts]
+        loops = (made.operations, made.starts, made.products, made.size)
+        self._run(gradients, (*arrays, *loops, self._loss, gradient.numpy(), losses.numpy()), made, R, B)
         return gradient, losses
 
     def losses(self, theta: Tensor, X: Tensor, labels: Tensor) -> Tensor:
@@ -95,9 +98,9 @@ class ConvolutionalGradient:
         """h_θ(X), shape (R, B, outputs)."""
         (R, B), made = (len(theta), X.shape[1]), self._plan(X)
         out = theta.new_empty(R, B, made.outputs)
-        arrays = [part.contiguous().numpy() for part in (theta, _channels_last(X))]
-        loops = (made.operations, made.starts, made.products)
-        outputs(*arrays, loops, made.size, self._threads(made, R, B), out.numpy())
+        arrays = [part.contiguous().numpy() for part in (theta, _flat(X))]
+        loops = (made.operations, made.starts, made.products, made.size)
+        self._run(outputs, (*arrays, *loops, out.numpy()), made, R, B)
         return out
 
     def knows(self, X: Tensor) -> bool:
@@ -121,10 +124,16 @@ class ConvolutionalGradient:
         return y.reshape(*y.shape[:2], count) if y.is_floating_point() else nn.functional.one_hot(y, count)
 
     @staticmethod
-    def _threads(made: Plan, R: int, B: int) -> int:
+    def _run(loop: Callable[..., None], arguments: tuple[Any, ...], made: Plan, R: int, B: int) -> None:
         """As many of the allowed threads as the work is worth; numbers do not depend on how many."""
         work = R * B * int((made.operations["taps"] * made.operations["y_pixels"]).sum()) * 64
-        return max(1, min(numba.get_num_threads(), R, work // GRAIN))
+        threads = max(1, min(numba.get_num_threads(), R, work // GRAIN))
+        if threads == 1:
+            loop(*arguments, 0, 1)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(loop, *arguments, first, threads) for first in range(threads)]:
+                done.result()
 
 
 def convolutional_gradient(net: FlatNet, loss: Loss, X: Tensor) -> ConvolutionalGradient | None:
@@ -138,6 +147,6 @@ def convolutional_gradient(net: FlatNet, loss: Loss, X: Tensor) -> Convolutional
     return found if found.knows(X[:1].unsqueeze(0)) else None
 
 
-def _channels_last(X: Tensor) -> Tensor:
-    """(R, B, C, H, W) ↦ (R, B, pixels, C)."""
-    return X.flatten(3).mT
+def _flat(X: Tensor) -> Tensor:
+    """(R, B, C, H, W) ↦ (R, B·pixels·C), channels last."""
+    return X.flatten(3).mT.flatten(1)

@@ -124,6 +124,16 @@ def multiply(typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def divide(typing: Any, a: Any, b: Any) -> Any:
+    """a / b."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fdiv(*arguments)
+
+    return a(a, a), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a · b + c."""
 
@@ -143,6 +153,18 @@ def where_positive(typing: Any, gate: Any, value: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", gate, zero), value, zero)
 
     return value(value, value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def within(typing: Any, value: Any, low: Any, high: Any) -> Any:
+    """``value`` brought between ``low`` and ``high``; NaN stays."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, low, high = arguments
+        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+        return builder.select(builder.fcmp_ordered(">", value, high), high, value)
+
+    return value(value, value, value), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -1,0 +1,111 @@
+"""BatchNorm and GroupNorm, eight channels to an instruction, in buffers of :mod:`nets.convolutional_plan`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, uint64
+
+from theory.lanes import LANES, add, load, multiply, multiply_add, store, subtract, zero
+
+_COMPILED = {"cache": True, "boundscheck": False, "error_model": "numpy"}
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def _spans(op, B):  # type: ignore[no-untyped-def]
+    """How many sets of rows are normalised by themselves, rows in each, channels in a group."""
+    if op.group:
+        return B, op.x_pixels, op.group
+    return 1, B * op.x_pixels, 1
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def _average_groups(a, place, channels, group, rows):  # type: ignore[no-untyped-def]
+    """Each channel's sum ↦ the mean over its group's channels and ``rows``."""
+    for first in range(place, place + channels, group):
+        total = a.dtype.type(0)
+        for c in range(first, first + group):
+            total += a[c]
+        total /= a.dtype.type(rows * group)
+        for c in range(first, first + group):
+            a[c] = total
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def _load_scales(a, op, theta):  # type: ignore[no-untyped-def]
+    """γ and β, zeros where channels end."""
+    for c in range(op.x_channels):
+        there = c < op.inputs
+        a[op.own + c] = theta[op.weight + c] if there else theta.dtype.type(0)
+        a[op.own + op.x_channels + c] = theta[op.bias + c] if there else theta.dtype.type(0)
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def normalize(a, op, theta, B):  # type: ignore[no-untyped-def]
+    """γ(x - m)/√(v + ε) + β, m and v over a minibatch or over a group's channels of an image."""
+    C, (spans, rows, group) = op.x_channels, _spans(op, B)
+    _load_scales(a, op, theta)
+    blocks, count, own = uint64(C // LANES), uint64(rows), uint64(op.own // LANES)
+    for span in range(spans):
+        x, y = uint64((op.x + span * rows * C) // LANES), uint64((op.y + span * rows * C) // LANES)
+        statistics = op.statistics + 2 * span * C
+        at = uint64(statistics // LANES)
+        for o in range(blocks):
+            total = zero(a)
+            for p in range(count):
+                total = add(total, load(a, x + p * blocks + o))
+            store(a, at + o, total)
+        _average_groups(a, statistics, op.inputs, group, rows)
+        for o in range(blocks):
+            mean, total = load(a, at + o), zero(a)
+            for p in range(count):
+                apart = subtract(load(a, x + p * blocks + o), mean)
+                total = multiply_add(apart, apart, total)
+            store(a, at + blocks + o, total)
+        _average_groups(a, statistics + C, op.inputs, group, rows)
+        for c in range(statistics + C, statistics + C + op.inputs):
+            a[c] = 1 / np.sqrt(a[c] + a.dtype.type(op.epsilon))
+        for o in range(blocks):
+            mean, shift = load(a, at + o), load(a, own + blocks + o)
+            scale = multiply(load(a, own + o), load(a, at + blocks + o))
+            for p in range(count):
+                apart = subtract(load(a, x + p * blocks + o), mean)
+                store(a, y + p * blocks + o, multiply_add(apart, scale, shift))
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def normalize_back(a, op, theta, out, B):  # type: ignore[no-untyped-def]
+    """∂x = s (γg - ⟨γg⟩ - (x - m) s² ⟨γg(x - m)⟩), s = 1/√(v + ε), ⟨⟩ the mean over what was normalised together."""
+    C, (spans, rows, group) = op.x_channels, _spans(op, B)
+    _load_scales(a, op, theta)
+    blocks, count, own = uint64(C // LANES), uint64(rows), uint64(op.own // LANES)
+    level, tilt = op.own + 2 * C, op.own + 3 * C
+    for span in range(spans):
+        x, slope = uint64((op.x + span * rows * C) // LANES), uint64((op.y_gradient + span * rows * C) // LANES)
+        to = uint64((op.x_gradient + span * rows * C) // LANES)
+        at = uint64((op.statistics + 2 * span * C) // LANES)
+        for o in range(blocks):
+            total, along, mean = zero(a), zero(a), load(a, at + o)
+            for p in range(count):
+                g = load(a, slope + p * blocks + o)
+                total = add(total, g)
+                along = multiply_add(g, subtract(load(a, x + p * blocks + o), mean), along)
+            store(a, own + uint64(2) * blocks + o, total)
+            store(a, own + uint64(3) * blocks + o, along)
+        for c in range(op.inputs):
+            scale = a[op.statistics + (2 * span + 1) * C + c]
+            out[op.weight + c] += a[tilt + c] * scale
+            out[op.bias + c] += a[level + c]
+            a[level + c] *= a[op.own + c]
+            a[tilt + c] *= a[op.own + c] * scale * scale
+        _average_groups(a, level, op.inputs, group, rows)
+        _average_groups(a, tilt, op.inputs, group, rows)
+        for o in range(blocks):
+            mean, scale, factor = load(a, at + o), load(a, at + blocks + o), load(a, own + o)
+            lower, turn = load(a, own + uint64(2) * blocks + o), load(a, own + uint64(3) * blocks + o)
+            for p in range(count):
+                apart = subtract(load(a, x + p * blocks + o), mean)
+                rest = subtract(multiply(factor, load(a, slope + p * blocks + o)), lower)
+                rest = multiply(scale, subtract(rest, multiply(apart, turn)))
+                if op.x_again:
+                    rest = add(rest, load(a, to + p * blocks + o))
+                store(a, to + p * blocks + o, rest)
