@@ -29,7 +29,7 @@ from theory.trajectory import Probe, Recorder, Trajectory
 if TYPE_CHECKING:
     from simulators.diagonal_triton import TritonLoop
 
-CHUNK = 32  # paths
+CHUNK, MANY = 32, 512  # paths; where there are many, chunks of twice the size still give every thread work
 MOST_SAMPLES_ON_CHIP = 512
 STEPS = 256  # taken between two returns to Python
 
@@ -154,9 +154,10 @@ def _advance(  # type: ignore[no-untyped-def]
     """
     paths, n, d = len(logs), len(y), len(mean_square)
     exact, root = len(squares) > 0, np.sqrt(dt)
-    for chunk in prange(-(-paths // CHUNK)):
-        begin = chunk * CHUNK
-        size = min(CHUNK, paths - begin)
+    most = CHUNK * (1 + (paths >= MANY))  # an if here and numba runs no chunk at all
+    for chunk in prange(-(-paths // most)):
+        begin = chunk * most
+        size = min(most, paths - begin)
         xi, spare = np.empty(size * n), np.empty(size * n if refine > 1 else 0)
         w, kick, r, c = np.empty((size, d)), np.empty((size, d)), np.empty((size, n)), np.empty((size, n))
         pulled, variation = np.empty((size, d)), np.empty((size, d))

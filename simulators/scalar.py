@@ -18,6 +18,7 @@ from simulators.normals import BLOCK, fill_row, normals_key
 from theory.device import has_triton
 
 FLOOR = 1e-145  # below it |θ| stays put: no path comes back from there, and its square is still a normal number
+MAGIC = 1.5 * 2.0**52  # floats of this size are whole numbers
 
 
 def quartic_well(
@@ -131,10 +132,15 @@ def _split(mu, zeta, start, h, records, key, out):  # type: ignore[no-untyped-de
 
 @njit(cache=True, inline="always", error_model="numpy")
 def exponentials(x, mantissa, bits):  # type: ignore[no-untyped-def]
-    """e^x = mantissa · 2^k for |x| < 700, k's bit pattern in ``bits``: range reduction and a polynomial, no branch."""
+    """e^x = mantissa · 2^k for |x| < 700, k's bit pattern in ``bits``: range reduction and a polynomial, no branch.
+
+    Added to 1.5 · 2^52, k stands in the last bits of the sum: most processors turn no vector of floats into integers.
+    """
+    shifted = bits.view(np.float64)
     for j in range(len(x)):
         z = min(max(x[j], -700.0), 700.0)
-        k = np.floor(z * 1.4426950408889634 + 0.5)
+        shifted[j] = z * 1.4426950408889634 + MAGIC
+        k = shifted[j] - MAGIC
         r = (z - k * 0.6931471803691238) - k * 1.9082149292705877e-10
         p = 2.08767569878681e-9  # 1/12!
         p = p * r + 2.505210838544172e-8
@@ -149,4 +155,5 @@ def exponentials(x, mantissa, bits):  # type: ignore[no-untyped-def]
         p = p * r + 0.5
         p = p * r + 1.0
         mantissa[j] = p * r + 1.0
-        bits[j] = (np.int64(k) + 1023) << 52
+    for j in range(len(x)):
+        bits[j] = (bits[j] + 1023) << 52
