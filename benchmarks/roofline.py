@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,13 @@ import torch
 from measure import save, seconds
 from numba import njit
 
+from nets.batch_statistics import on_batch_statistics
+from nets.convolutional_gradient import ConvolutionalGradient
+from nets.convolutional_plan import CONVOLUTION, plan
 from nets.diagonal import initial_state, sgd, standard_measurements
+from nets.objective import CROSS_ENTROPY, FlatNet
 from nets.relu import sgd as relu_sgd
+from nets.resnet import resnet
 from simulators.diagonal import integrate_diagonal
 from simulators.neuron import DEGREE, FUNCTIONS, single_neuron
 from simulators.noise import BrownianIncrements
@@ -110,10 +116,11 @@ def ceilings(rounds: int) -> dict[str, float]:
         run = functools.partial(_triad, a, b, c, times)
         taken = least(run, rounds if size < 2**26 else 5)
         found[f"triad, bytes/s, {name}"] = 24 * len(a) * times / taken
-    v, square = np.ones(512), torch.ones(192, 192, dtype=torch.float64)
+    v, square, single = np.ones(512), torch.ones(192, 192, dtype=torch.float64), torch.ones(192, 192)
     loop = 16 * 512 * 20 / least(lambda: _multiply_adds(v, 20), rounds)
     product = 192**3 / least(lambda: square @ square, rounds)
     found["multiply-adds/s, loop"], found["multiply-adds/s, matrix product"] = loop, product
+    found["multiply-adds/s, matrix product, float32"] = 192**3 / least(lambda: single @ single, rounds)
     x = np.linspace(-5, 5, 512)
     mantissa, bits = np.empty(512), np.empty(512, dtype=np.int64)
     found["exponentials/s"] = 512 * 100 / least(lambda: _exponentials(x, mantissa, bits, 100), rounds)
@@ -241,6 +248,31 @@ def well(c: Mapping[str, float], rounds: int) -> Loop:
     )  # fmt: skip
 
 
+def residual_network(c: Mapping[str, float], rounds: int) -> Loop:
+    """Gradients of residual networks, each on its own minibatch."""
+    networks, images = 32, 8
+    module = on_batch_statistics(resnet(norm="batch", dtype=torch.float32))
+    net, compiled = FlatNet(module), ConvolutionalGradient(module, CROSS_ENTROPY.name)
+    theta, labels = net.theta.repeat(networks, 1), torch.zeros(networks, images, dtype=torch.int64)
+    X = torch.from_numpy(np.random.default_rng(0).standard_normal((networks, images, 1, 8, 8), np.float32))
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    made = plan(
+        module, dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False)), images, (1, 8, 8)
+    )
+    count = 0
+    for op in made.operations[made.operations["kind"] == CONVOLUTION]:
+        taps = int(made.starts[op["forward"] + op["y_pixels"]] - made.starts[op["forward"]])
+        count += taps * images * int(op["inputs"] * op["outputs"]) * (3 if op["x_gradient"] >= 0 else 2)
+    taken = least(lambda: compiled(theta, X, labels), max(rounds // 4, 5))
+    return Loop(
+        "gradient of a residual network (8, 16), BatchNorm, 8 images, float32", "network",
+        f"{count / 1e6:.2f} million multiply-adds of convolutions: forward, to the kernel, to the input",
+        taken / networks,
+        {"multiply-adds": count / c["multiply-adds/s, matrix product, float32"]},
+        "a load for every multiply-add; kernels are packed for one minibatch; BatchNorm reads everything three times",
+    )  # fmt: skip
+
+
 def page(found: Mapping[str, float], rows: list[dict[str, Any]]) -> str:
     """The tables as Markdown."""
     lines = ["", "| ceiling, one thread | measured |", "|---|---|"]
@@ -262,7 +294,7 @@ def main() -> None:
     numba.set_num_threads(1)
     torch.set_num_threads(1)
     found = ceilings(rounds)
-    loops = (diagonal_sgd, quantities, diagonal_sde, relu_steps, neuron, well)
+    loops = (diagonal_sgd, quantities, diagonal_sde, relu_steps, neuron, well, residual_network)
     rows = [loop(found, rounds).row() for loop in loops]
     text = PAGE.read_text(encoding="utf-8").split(MARK)[0]
     PAGE.write_text(text + MARK + "\n" + page(found, rows), encoding="utf-8")

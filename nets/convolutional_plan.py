@@ -43,7 +43,10 @@ _FLAT = (torch.flatten, "flatten")
 
 
 class UnknownModuleError(ValueError):
-    """A module that is not made of operations known here."""
+    """A module that is not made of operations known here, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the module has no compiled gradient, leave it to automatic differentiation: {reason}")
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,9 @@ def plan(module: nn.Module, places: dict[str, int], images: int, shape: tuple[in
     try:
         graph = fx.Tracer().trace(module)
     except Exception as fault:  # whatever a module's code does when it meets a proxy
-        raise UnknownModuleError(f"the module cannot be traced: {fault}") from fault
+        raise UnknownModuleError(f"it cannot be traced ({fault}).") from fault
     if any(True for _ in module.buffers()):
-        raise UnknownModuleError("the module has buffers.")
+        raise UnknownModuleError("it has buffers.")
     return _Compiler(module, places, images, shape).compiled(graph)
 
 

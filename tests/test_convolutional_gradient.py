@@ -259,6 +259,16 @@ def test_tanh_is_exact_to_rounding(dtype):
     np.testing.assert_array_equal(edge, [-1, 1, np.nan, 0, 0, 0, 0, 0])
 
 
+def test_what_is_not_known_is_said():
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    module = built(lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.GELU(), *head, nn.Linear(8, 10))).double()
+    X, labels = samples(batch=2)
+    with pytest.raises(
+        ValueError, match=r"automatic differentiation: it has an operation .* call_module 1"
+    ):
+        ConvolutionalGradient(module, "squared")(FlatNet(module).theta.expand(RUNS, -1), X, labels)
+
+
 def test_an_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="choose from squared, cross-entropy"):
         ConvolutionalGradient(resnet((4, 8)), "hinge")
