@@ -2,7 +2,7 @@
 
 The same numbers as automatic differentiation to rounding (a test holds them together). Under ``torch.func.vmap``
 convolutions with a kernel a network become grouped ones, for which CPU libraries have no fast path where channels are
-few; here one network's minibatch goes forward and back in cache. What it costs is in ``benchmarks/resnet.py``.
+few; here one network's minibatch goes forward and back in cache. What it costs is in ``benchmarks/convolutional.py``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ConvolutionalGradient:
             theta: shape (R, p).
             X: shape (R, B, channels, height, width), or (1, B, …) for samples that all share; ``labels`` (R or 1, B).
         """
-        weights = theta.new_full(X.shape[1:2], 1 / X.shape[1])
+        weights = theta.new_full(X.shape[1:2], 1 / max(X.shape[1], 1))
         gradient, losses = self._both(theta, X, labels, weights, None)
         return gradient, losses.mean(-1)
 
@@ -76,7 +76,7 @@ class ConvolutionalGradient:
     def _both(
         self, theta: Tensor, X: Tensor, y: Tensor, weights: Tensor, slopes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        (R, B), made = (len(theta), X.shape[1]), self._plan(X)
+        (R, B), made = self._sizes(theta, X, y), self._plan(X)
         gradient, losses = torch.zeros_like(theta), theta.new_empty(R, B)
         slopes = theta.new_zeros(R, B, made.outputs) if slopes is None else slopes.reshape(R, B, made.outputs)
         target = self._targets(y, made.outputs).to(theta)
@@ -96,7 +96,7 @@ class ConvolutionalGradient:
 
     def outputs(self, theta: Tensor, X: Tensor) -> Tensor:
         """h_θ(X), shape (R, B, outputs)."""
-        (R, B), made = (len(theta), X.shape[1]), self._plan(X)
+        (R, B), made = self._sizes(theta, X), self._plan(X)
         out = theta.new_empty(R, B, made.outputs)
         arrays = [part.contiguous().numpy() for part in (theta, _flat(X))]
         loops = (made.operations, made.starts, made.products, made.size)
@@ -112,6 +112,19 @@ class ConvolutionalGradient:
         except UnknownModuleError:
             return False
         return True
+
+    def _sizes(self, theta: Tensor, X: Tensor, y: Tensor | None = None) -> tuple[int, int]:
+        """R and B of arguments that fit: the loops check nothing."""
+        fit = theta.ndim == 2 and theta.shape[1] == self._p and X.ndim == 5 and len(X) in (1, len(theta)) and X.numel()
+        if not fit or (y is not None and (len(y) not in (1, len(theta)) or y.shape[1:2] != X.shape[1:2])):
+            shapes = ", ".join(str(tuple(part.shape)) for part in (theta, X, y) if part is not None)
+            raise ValueError(
+                f"θ, samples and labels of shapes {shapes} do not fit: give (R, {self._p}), (R or 1, B, channels, height, "
+                "width) and (R or 1, B)."
+            )
+        if X.dtype != theta.dtype or X.device.type != "cpu" or theta.device.type != "cpu":
+            raise ValueError("compiled gradients take θ and samples of one precision on the CPU: convert one.")
+        return len(theta), X.shape[1]
 
     def _plan(self, X: Tensor) -> Plan:
         key = tuple(X.shape[1:])

@@ -263,10 +263,22 @@ def test_what_is_not_known_is_said():
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     module = built(lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.GELU(), *head, nn.Linear(8, 10))).double()
     X, labels = samples(batch=2)
-    with pytest.raises(
-        ValueError, match=r"automatic differentiation: it has an operation .* call_module 1"
-    ):
+    with pytest.raises(ValueError, match=r"automatic differentiation: it has an operation .* call_module 1"):
         ConvolutionalGradient(module, "squared")(FlatNet(module).theta.expand(RUNS, -1), X, labels)
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    module = resnet((4, 8))
+    net, theta = states(module)
+    X, labels = samples(batch=2)
+    compiled = ConvolutionalGradient(module, "squared")
+    wrong = ((theta[:, 1:], X, labels), (theta[:2], X, labels), (theta, X[:2], labels), (theta, X, labels[:, :1]),
+             (theta, X[:, :0], labels[:, :0]), (theta[0], X, labels))  # fmt: skip
+    for arguments in wrong:
+        with pytest.raises(ValueError, match=rf"do not fit: give \(R, {net.p}\), "):
+            compiled(*arguments)
+    with pytest.raises(ValueError, match="one precision"):
+        compiled(theta, X.float(), labels)
 
 
 def test_an_unknown_loss_is_refused():
