@@ -119,8 +119,8 @@ class ConvolutionalGradient:
         if not fit or (y is not None and (len(y) not in (1, len(theta)) or y.shape[1:2] != X.shape[1:2])):
             shapes = ", ".join(str(tuple(part.shape)) for part in (theta, X, y) if part is not None)
             raise ValueError(
-                f"θ, samples and labels of shapes {shapes} do not fit: give (R, {self._p}), (R or 1, B, channels, height, "
-                "width) and (R or 1, B)."
+                f"θ, samples and labels of shapes {shapes} do not fit: give (R, {self._p}), (R or 1, B, channels, "
+                "height, width) and (R or 1, B)."
             )
         if X.dtype != theta.dtype or X.device.type != "cpu" or theta.device.type != "cpu":
             raise ValueError("compiled gradients take θ and samples of one precision on the CPU: convert one.")
