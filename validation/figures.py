@@ -12,6 +12,7 @@ import xarray as xr
 from matplotlib import rc_context
 from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from validation.check import Check, Verdict
@@ -109,6 +110,12 @@ def svg(figure: Figure) -> str:
     """The figure as an inline SVG element."""
     buffer = io.StringIO()
     with rc_context(STYLE):  # its salt: the same figure has the same identifiers
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        canvas, layout, dpi = FigureCanvasSVG(figure), figure.get_layout_engine(), figure.dpi
+        if layout is not None:  # savefig would draw twice, the first time for the layout alone
+            figure.set_dpi(72)  # SVG's
+            layout.execute(figure)
+            figure.set_dpi(dpi)
+            figure.set_layout_engine("none")
+        canvas.print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
