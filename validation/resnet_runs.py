@@ -34,8 +34,8 @@ from theory.trajectory import Probe, Trajectory
 
 SPARSITY, PLAIN, DISTINCT, INDEPENDENT = 2, 1, 3, 4  # columns of a block table
 INPUTS, GROUPS, GAUSSIANS, STATISTICS = 512, 4, 8, 256
-"""Images on which activations are looked at, minibatches of the isotropic rival and of a Gaussian step, images a pass
-for BatchNorm."""
+"""Images on which activations are looked at (and a pass holds), minibatches of the isotropic rival and of a Gaussian
+step, images a pass for BatchNorm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ class Measure:
         module.eval()
         table = block_table(module, self._inputs, self.names, layers=self._layers)
         sets = ((self._images.train_x, self._images.train_y), (self._images.test_x, self._images.test_y))
-        train, test = (loss_and_accuracy(module, x, y, CROSS_ENTROPY) for x, y in sets)
+        train, test = (loss_and_accuracy(module, x, y, CROSS_ENTROPY, INPUTS) for x, y in sets)
         return torch.cat([table.reshape(-1), train[:1].cpu(), test.cpu()])
 
 
