@@ -89,7 +89,7 @@ def _multiply_adds(v, times):  # type: ignore[no-untyped-def]
             v[j] = x
 
 
-@njit
+@njit(fastmath={"contract", "nsz"}, error_model="numpy")  # as the loops that it is a part of
 def _exponentials(x, mantissa, bits, times):  # type: ignore[no-untyped-def]
     for _ in range(times):
         exponentials(x, mantissa, bits)
