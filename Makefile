@@ -3,9 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+LOOPS := $(shell grep -lE "numba|OPERATION" theory/*.py nets/*.py simulators/*.py)
+
 .PHONY: setup validate test slow lint bench bench-gpu clean
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(VENV)/.loops
+
+# A compiled loop is kept until its own file changes; what it calls may lie in another.
+$(VENV)/.loops: $(VENV)/.ready $(LOOPS)
+	rm -f theory/__pycache__/*.nb? nets/__pycache__/*.nb? simulators/__pycache__/*.nb?
+	touch $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

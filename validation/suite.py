@@ -32,14 +32,14 @@ SUITES = {
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
 
 COST = {
-    "bouncing": (95, 1500),
-    "diagonal": (40, 1200),
-    "stabilization": (2, 400),
-    "collapse": (45, 1200),
-    "relu": (75, 1300),
-    "resnet": (330, 800),
+    "bouncing": (115, 1500),
+    "diagonal": (60, 1200),
+    "stabilization": (4, 400),
+    "collapse": (55, 1200),
+    "relu": (90, 1300),
+    "resnet": (130, 800),
 }
-"""Seconds on one core and MiB at quick size."""
+"""Seconds on one core, figures included, and MiB at quick size."""
 
 
 def cost(suite: str) -> tuple[int, int]:
