@@ -40,6 +40,7 @@ _ACTIVATIONS: dict[Any, int] = {
 }  # fmt: skip
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _FLAT = (torch.flatten, "flatten")
+_MEANS = (torch.mean, "mean")
 
 
 class UnknownModuleError(ValueError):
@@ -112,17 +113,17 @@ class _Compiler:
         last = None
         for node in graph.nodes:
             if node.op == "output":
-                (last,) = node.all_input_nodes
+                last = node.args[0]
             elif node.op == "placeholder":
                 channels, *image = self._shape
                 place = self._new(self._padded * channels * math.prod(image))
                 self._values[node] = _Value(place, -1, channels, channels, (image[0], image[1]), -1)
             else:
                 self._values[node] = self._after(node)
-        if last is None or self._used != set(self._places):
+        if self._used != set(self._places):
             raise UnknownModuleError("some of its parameters are used by no known layer.")
-        end = self._values[last]
-        if end.image != (1, 1) or end.made_by != CONVOLUTION:
+        end = self._values.get(last) if isinstance(last, fx.Node) else None
+        if end is None or end.image != (1, 1) or end.made_by != CONVOLUTION or end.place != self._operations[-1]["y"]:
             raise UnknownModuleError("it does not end in a linear layer.")
         self._gradients()
         operations = np.zeros(len(self._operations), OPERATION)
@@ -135,6 +136,8 @@ class _Compiler:
         part = self._modules[str(node.target)] if node.op == "call_module" else None
         sources = [self._values[source] for source in node.all_input_nodes]
         name = str(node.target)
+        if _overwrites(node, part) and any(len(source.users) > 1 for source in node.all_input_nodes[:1]):
+            raise UnknownModuleError(f"{node.op} {node.target} overwrites what others read.")
         if isinstance(part, nn.Conv2d | nn.Linear) and len(sources) == 1:
             return self._convolution(name, part, sources[0])
         if isinstance(part, nn.BatchNorm2d | nn.GroupNorm) and len(sources) == 1:
@@ -145,6 +148,8 @@ class _Compiler:
         if len(sources) == 2 and what in _SUMS and len(node.args) == 2 and not node.kwargs:
             return self._sum(node, *sources)
         if isinstance(part, nn.AdaptiveAvgPool2d) and part.output_size in (1, (1, 1)):
+            return self._mean(sources[0])
+        if what in _MEANS and len(sources) == 1 and _axes(node) in ((2, 3), (-2, -1), (-1, -2), (3, 2)):
             return self._mean(sources[0])
         if isinstance(part, nn.Identity):
             return sources[0]
@@ -283,6 +288,18 @@ def _taps(
     rows, columns = axes
     first, second = rows.repeat(len(columns), 0), np.tile(columns, (len(rows), 1))
     return first * np.array([kernel[1], outputs[1], image[1]]) + second, (outputs[0], outputs[1])
+
+
+def _overwrites(node: fx.Node, part: nn.Module | None) -> bool:
+    """Whether an operation changes its first source."""
+    named = isinstance(node.target, str) and node.op == "call_method" and node.target.endswith("_")
+    return bool(getattr(part, "inplace", False) or node.kwargs.get("inplace") or node.target is operator.iadd or named)
+
+
+def _axes(node: fx.Node) -> Any:
+    """Over which axes a mean is taken."""
+    given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    return tuple(given) if isinstance(given, list | tuple) else given
 
 
 def _pair(size: Any) -> tuple[int, int]:

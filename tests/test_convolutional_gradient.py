@@ -131,6 +131,34 @@ def test_what_is_needed_again_is_not_overwritten(body):
     assert_equal(built(module), *samples(batch=8))
 
 
+def test_means_and_overwriting_functions():
+    def body(net, x):
+        y = functional.relu(net.one(x), inplace=True)
+        z = net.two(y)
+        z += y
+        return net.norm(z)
+
+    class Averaged(Written):
+        def forward(self, x):
+            return self.head(self.body(self, x).relu().mean([-2, -1]))
+
+    def module(body=body):
+        layers = {
+            "one": nn.Conv2d(1, 8, 3, padding=1),
+            "two": nn.Conv2d(8, 8, 3, padding=1),
+            "norm": nn.GroupNorm(4, 8),
+        }
+        return Averaged(body, **layers).double()
+
+    assert_equal(built(module), *samples(batch=8))
+
+    def both(net, x):  # what is read later has been overwritten
+        first = net.norm(net.one(x))
+        return functional.relu(first, inplace=True) + net.two(first)
+
+    assert convolutional_gradient(FlatNet(built(lambda: module(both))), SQUARED, samples()[0][0]) is None
+
+
 def test_a_network_of_pre_activation_blocks():
     def module():
         blocks = (
@@ -232,6 +260,17 @@ def test_unknown_modules_are_left_to_autograd(what, layers):
         theta = net.theta.expand(RUNS, -1)
         found, _ = batched_gradients(objective)(theta, X, labels)
         torch.testing.assert_close(found, by_autograd(net, theta, X, labels, CROSS_ENTROPY)[0])
+
+
+class TwoOutputs(nn.Sequential):
+    def forward(self, x):
+        out = super().forward(x)
+        return out, out
+
+
+def test_what_puts_out_more_than_one_tensor_is_unknown():
+    module = built(lambda: TwoOutputs(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)))
+    assert convolutional_gradient(FlatNet(module.double()), SQUARED, samples()[0][0]) is None
 
 
 def test_training_takes_the_same_steps_together_and_one_by_one():
