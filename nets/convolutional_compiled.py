@@ -95,13 +95,11 @@ def _back(a, op, theta, out, starts, products, B):  # type: ignore[no-untyped-de
 
 @njit(**_COMPILED)  # type: ignore[untyped-decorator]
 def _slopes(a, last, target, weights, given, loss, losses):  # type: ignore[no-untyped-def]
-    """The loss of every sample, and the gradient in the outputs."""
+    """The loss of every sample, and the gradient in the outputs; where channels end it stays zero."""
     B, count = target.shape
     for b in range(B):
         h, slope = last.y + b * last.y_channels, last.y_gradient + b * last.y_channels
         losses[b] = 0
-        for c in range(count, last.y_channels):
-            a[slope + c] = 0
         if loss == SQUARED:
             for c in range(count):
                 r = a[h + c] - target[b, c]

@@ -96,6 +96,8 @@ def plan(module: nn.Module, places: dict[str, int], images: int, shape: tuple[in
         raise UnknownModuleError(f"it cannot be traced ({fault}).") from fault
     if any(True for _ in module.buffers()):
         raise UnknownModuleError("it has buffers.")
+    if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
+        raise UnknownModuleError("it has forward hooks, which may change what it computes.")
     return _Compiler(module, places, images, shape).compiled(graph)
 
 

@@ -1,5 +1,7 @@
 """Compiled gradients of convolutional networks: those of automatic differentiation, whatever else runs beside them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numba
 import numpy as np
 import pytest
@@ -7,10 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nets import convolutional_gradient as convolutional_gradient_module
 from nets.batch_statistics import on_batch_statistics
 from nets.convolutional_elements import TANH, activate
 from nets.convolutional_gradient import ConvolutionalGradient, convolutional_gradient
-from nets.gradients import batched_gradients
+from nets.convolutional_plan import plan
+from nets.gradients import batched_gradients, written_gradient
 from nets.objective import CROSS_ENTROPY, SQUARED, FlatNet, Objective
 from nets.resnet import PreActivationBlock, resnet
 from nets.training import train
@@ -131,6 +135,18 @@ def test_what_is_needed_again_is_not_overwritten(body):
     assert_equal(built(module), *samples(batch=8))
 
 
+def test_what_only_passes_a_value_on_costs_no_memory():
+    def size(*between):
+        last = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        module = built(lambda: nn.Sequential(nn.Conv2d(1, 8, 3), *between, *last, nn.Linear(8, 10)))
+        place, places = 0, {}
+        for name, parameter in module.named_parameters():
+            places[name], place = place, place + parameter.numel()
+        return plan(module, places, 8, (1, 8, 8)).size
+
+    assert size(nn.Identity()) == size() < size(nn.Tanh())
+
+
 def test_means_and_overwriting_functions():
     def body(net, x):
         y = functional.relu(net.one(x), inplace=True)
@@ -140,7 +156,8 @@ def test_means_and_overwriting_functions():
 
     class Averaged(Written):
         def forward(self, x):
-            return self.head(self.body(self, x).relu().mean([-2, -1]))
+            y = self.body(self, x)
+            return self.head(torch.mean(y, dim=(2, 3)) + y.relu().mean([-2, -1]))
 
     def module(body=body):
         layers = {
@@ -194,19 +211,23 @@ def test_signed_weights_and_slopes_and_targets_that_are_no_class():
     torch.testing.assert_close(compiled(theta, X, soft)[0], expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
 
 
-def test_bits_do_not_depend_on_company_or_threads_and_nan_stays_at_home():
+def test_bits_do_not_depend_on_company_or_threads_and_nan_stays_at_home(monkeypatch):
     module = on_batch_statistics(resnet((8, 16), norm="batch", dtype=torch.float32))
     net, theta = states(module)
     X, labels = samples(batch=8, dtype=torch.float32)
     theta[1] = torch.nan
     found = convolutional_gradient(net, CROSS_ENTROPY, X[0])
-    allowed = numba.get_num_threads()
+    used = []
+    monkeypatch.setattr(
+        convolutional_gradient_module,
+        "ThreadPoolExecutor",
+        lambda count: used.append(count) or ThreadPoolExecutor(count),
+    )
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 1)
     together, levels = found(theta, X, labels)
-    try:
-        numba.set_num_threads(1)
-        again, _ = found(theta, X, labels)
-    finally:
-        numba.set_num_threads(allowed)
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 2)
+    again, _ = found(theta, X, labels)
+    assert used == [2]
     assert torch.isnan(together[1]).any()
     assert torch.isnan(levels[1])
     for run in (0, 2, 3, 4):
@@ -262,6 +283,13 @@ def test_unknown_modules_are_left_to_autograd(what, layers):
         torch.testing.assert_close(found, by_autograd(net, theta, X, labels, CROSS_ENTROPY)[0])
 
 
+def test_hooks_are_left_to_autograd():
+    module = resnet((4, 8))
+    assert convolutional_gradient(FlatNet(module), SQUARED, samples()[0][0]) is not None
+    module[0].register_forward_hook(lambda part, inputs, out: 2 * out)
+    assert convolutional_gradient(FlatNet(module), SQUARED, samples()[0][0]) is None
+
+
 class TwoOutputs(nn.Sequential):
     def forward(self, x):
         out = super().forward(x)
@@ -277,6 +305,7 @@ def test_training_takes_the_same_steps_together_and_one_by_one():
     module = on_batch_statistics(resnet((4, 8), norm="batch"))
     X, labels = samples(batch=12)
     goal = Objective(FlatNet(module), X.flatten(0, 1), labels.flatten(), CROSS_ENTROPY)
+    assert isinstance(written_gradient(goal), ConvolutionalGradient)
     options = {"seeds": range(3), "batch": Minibatch(8), "momentum": 0.5}
     schedules = [Schedule(0.05), Schedule(0.2)]
     one, all_at_once = (

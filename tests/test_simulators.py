@@ -3,14 +3,17 @@
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
 from scipy import stats
 
 from nets.diagonal import initial_state
 from simulators.diagonal import integrate_diagonal
 from simulators.integrate import integrate, steps_at
 from simulators.noise import BrownianIncrements
+from simulators.scalar import exponentials
 from simulators.sdeint import sdeint
 from theory.diagonal_sde import DiagonalSDE, to_logs
 from theory.sde import ExactCovariance, LabelNoise
@@ -270,3 +273,20 @@ def test_wrong_shape_from_g_is_said():
 
     with pytest.raises(ValueError, match="return the state's shape"):
         integrate(Wrong(), torch.ones(3, 1), 0.1, 5, BrownianIncrements(0, "w", 3, 1))
+
+
+@njit(fastmath={"contract", "nsz"}, error_model="numpy")  # as the loops that it is a part of
+def exponentials_of(x, out):
+    bits = np.empty(len(x), dtype=np.int64)
+    powers = bits.view(np.float64)
+    exponentials(x, out, bits)
+    for j in range(len(x)):
+        out[j] *= powers[j]
+
+
+def test_exponentials_are_exact_to_rounding():
+    x = np.concatenate([np.linspace(-700, 700, 20_011), np.log(2) * (np.arange(-900, 900) + 0.5), [0.0, -800.0, 800.0]])
+    out = np.empty_like(x)
+    exponentials_of(x, out)
+    np.testing.assert_allclose(out, np.exp(np.clip(x, -700, 700)), rtol=4 * np.finfo(float).eps)
+    assert out[-3] == 1
