@@ -12,8 +12,8 @@ from numba import njit
 
 from nets.convolutional_elements import activate, activate_back, add_up, average, average_back, pass_on
 from nets.convolutional_layers import convolve, convolve_back
-from nets.convolutional_norms import normalize, normalize_back
-from nets.convolutional_plan import ACTIVATION, CONVOLUTION, NORM, SUM
+from nets.convolutional_norms import normalize, normalize_back, rescale
+from nets.convolutional_plan import ACTIVATION, CONVOLUTION, GIVEN, NORM, SUM
 
 SQUARED, CROSS_ENTROPY = range(2)
 _COMPILED = {"cache": True, "boundscheck": False, "error_model": "numpy"}
@@ -44,16 +44,20 @@ def gradients(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, **_COMPILED)  # type: ignore[untyped-decorator]
-def outputs(theta, X, operations, starts, products, size, out, first, step):  # type: ignore[no-untyped-def]
-    """What these networks put out, shape (R, B, outputs); arguments as for :func:`gradients`."""
-    R, B, count = out.shape
+def values(theta, X, operations, starts, products, size, B, spans, out, first, step):  # type: ignore[no-untyped-def]
+    """What a pass leaves in ``spans`` of the buffers, shape (R, Σ lengths); other arguments as for :func:`gradients`.
+
+    Args:
+        spans: where each begins, and its length, shape (spans, 2).
+    """
     a = np.zeros(size, theta.dtype)
-    for r in range(first, R, step):
+    for r in range(first, len(theta), step):
         _forward(a, theta[r], X[min(r, len(X) - 1)], operations, starts, products, B)
-        last = operations[-1]
-        for b in range(B):
-            for c in range(count):
-                out[r, b, c] = a[last.y + b * last.y_channels + c]
+        at = 0
+        for place, length in spans:
+            for j in range(length):
+                out[r, at + j] = a[place + j]
+            at += length
 
 
 @njit(**_COMPILED)  # type: ignore[untyped-decorator]
@@ -66,7 +70,10 @@ def _forward(a, theta, x, operations, starts, products, B):  # type: ignore[no-u
         if op.kind == CONVOLUTION:
             convolve(a, op, theta, starts, products, B)
         elif op.kind == NORM:
-            normalize(a, op, theta, B)
+            if op.group == GIVEN:
+                rescale(a, op, theta, B)
+            else:
+                normalize(a, op, theta, B)
         elif op.kind == ACTIVATION:
             activate(a, op.x, op.y, n, op.function)
         elif op.kind == SUM:

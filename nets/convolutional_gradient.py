@@ -8,16 +8,17 @@ few; here one network's minibatch goes forward and back in cache. What it costs 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nets.convolutional_compiled import CROSS_ENTROPY, SQUARED, gradients, outputs
-from nets.convolutional_plan import Plan, UnknownModuleError, plan
+from nets.convolutional_compiled import CROSS_ENTROPY, SQUARED, gradients, values
+from nets.convolutional_plan import Held, Plan, UnknownModuleError, plan
 from nets.objective import CROSS_ENTROPY as CLASSES
 from nets.objective import SQUARED as TARGETS
 from nets.objective import FlatNet, Loss
@@ -82,26 +83,23 @@ class ConvolutionalGradient:
         target = self._targets(y, made.outputs).to(theta)
         parts = (theta, _flat(X), target, weights.expand(R, B), slopes)
         arrays = [part.contiguous().numpy() for part in parts]
-        loops = (made.operations, made.starts, made.products, made.size)
-        self._run(gradients, (*arrays, *loops, self._loss, gradient.numpy(), losses.numpy()), made, R, B)
+        _run(gradients, made, (*arrays, *_loops(made), self._loss, gradient.numpy(), losses.numpy()), R, B)
         return gradient, losses
 
     def losses(self, theta: Tensor, X: Tensor, labels: Tensor) -> Tensor:
         """L alone, shape (R,), for the arguments of a call."""
-        values = self.outputs(theta, X)
-        target = self._targets(labels, values.shape[-1]).to(values)
+        found = self.outputs(theta, X)
+        target = self._targets(labels, found.shape[-1]).to(found)
         if self._loss == SQUARED:
-            return (values - target).square().sum(-1).mean(-1) / 2
-        return -(nn.functional.log_softmax(values, -1) * target).sum(-1).mean(-1)
+            return (found - target).square().sum(-1).mean(-1) / 2
+        return -(nn.functional.log_softmax(found, -1) * target).sum(-1).mean(-1)
 
     def outputs(self, theta: Tensor, X: Tensor) -> Tensor:
         """h_θ(X), shape (R, B, outputs)."""
-        (R, B), made = self._sizes(theta, X), self._plan(X)
-        out = theta.new_empty(R, B, made.outputs)
-        arrays = [part.contiguous().numpy() for part in (theta, _flat(X))]
-        loops = (made.operations, made.starts, made.products, made.size)
-        self._run(outputs, (*arrays, *loops, out.numpy()), made, R, B)
-        return out
+        self._sizes(theta, X)
+        made = self._plan(X)
+        (found,) = passes(made, theta, X, [made.end])
+        return found
 
     def knows(self, X: Tensor) -> bool:
         """Whether the loops run on samples of this shape, (R, B, …), device and precision."""
@@ -136,17 +134,32 @@ class ConvolutionalGradient:
     def _targets(self, y: Tensor, count: int) -> Tensor:
         return y.reshape(*y.shape[:2], count) if y.is_floating_point() else nn.functional.one_hot(y, count)
 
-    @staticmethod
-    def _run(loop: Callable[..., None], arguments: tuple[Any, ...], made: Plan, R: int, B: int) -> None:
-        """As many of the allowed threads as the work is worth; numbers do not depend on how many."""
-        work = R * B * int((made.operations["taps"] * made.operations["y_pixels"]).sum()) * 64
-        threads = max(1, min(numba.get_num_threads(), R, work // GRAIN))
-        if threads == 1:
-            loop(*arguments, 0, 1)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            for done in [pool.submit(loop, *arguments, first, threads) for first in range(threads)]:
-                done.result()
+
+def passes(made: Plan, theta: Tensor, X: Tensor, held: Sequence[Held]) -> list[Tensor]:
+    """What passes of networks θ (R, p) on X (R or 1, B, …) leave in these places, each (R, rows, channels)."""
+    lengths, (R, B) = [one.rows * one.stored for one in held], (len(theta), X.shape[1])
+    spans = np.array([(one.place, length) for one, length in zip(held, lengths, strict=True)])
+    out = theta.new_empty(R, sum(lengths))
+    arrays = [part.contiguous().numpy() for part in (theta, _flat(X))]
+    _run(values, made, (*arrays, *_loops(made), B, spans, out.numpy()), R, B)
+    parts = zip(out.split(lengths, 1), held, strict=True)
+    return [part.view(R, one.rows, one.stored)[..., : one.channels] for part, one in parts]
+
+
+def _loops(made: Plan) -> tuple[Any, ...]:
+    return made.operations, made.starts, made.products, made.size
+
+
+def _run(loop: Callable[..., None], made: Plan, arguments: tuple[Any, ...], R: int, B: int) -> None:
+    """As many of the allowed threads as the work is worth; numbers do not depend on how many."""
+    work = R * B * int((made.operations["taps"] * made.operations["y_pixels"]).sum()) * 64
+    threads = max(1, min(numba.get_num_threads(), R, work // GRAIN))
+    if threads == 1:
+        loop(*arguments, 0, 1)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(loop, *arguments, first, threads) for first in range(threads)]:
+            done.result()
 
 
 def convolutional_gradient(net: FlatNet, loss: Loss, X: Tensor) -> ConvolutionalGradient | None:

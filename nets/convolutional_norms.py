@@ -40,6 +40,21 @@ def _load_scales(a, op, theta):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def rescale(a, op, theta, B):  # type: ignore[no-untyped-def]
+    """γ(x - m)/√(v + ε) + β with m and v that θ holds, in place where the buffers are one."""
+    C, one = op.x_channels, theta.dtype.type(1)
+    for c in range(op.inputs):
+        mean, variance = theta[op.statistics + c], theta[op.statistics + op.inputs + c]
+        scale = theta[op.weight + c] * (one / np.sqrt(variance + a.dtype.type(op.epsilon)))
+        a[op.own + c], a[op.own + C + c] = scale, theta[op.bias + c] - mean * scale
+    blocks, x, y, own = uint64(C // LANES), uint64(op.x // LANES), uint64(op.y // LANES), uint64(op.own // LANES)
+    for o in range(blocks):
+        scale, shift = load(a, own + o), load(a, own + blocks + o)
+        for p in range(uint64(B * op.x_pixels)):
+            store(a, y + p * blocks + o, multiply_add(load(a, x + p * blocks + o), scale, shift))
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
 def normalize(a, op, theta, B):  # type: ignore[no-untyped-def]
     """γ(x - m)/√(v + ε) + β, m and v over a minibatch or over a group's channels of an image."""
     C, (spans, rows, group) = op.x_channels, _spans(op, B)

@@ -22,6 +22,7 @@ from theory.lanes import LANES
 
 CONVOLUTION, NORM, ACTIVATION, SUM, MEAN = range(5)
 RELU, TANH, SIGMOID = range(3)
+TOGETHER, GIVEN = 0, -1
 OPERATION = np.dtype(
     [(name, np.int64) for name in (
         "kind", "x", "x_gradient", "x_again", "y", "y_gradient", "z", "z_gradient", "z_again", "x_pixels", "y_pixels",
@@ -31,7 +32,8 @@ OPERATION = np.dtype(
 )  # fmt: skip
 """One operation y = f(x) or x + z: buffers of values and gradients (-1: no gradient is wanted; ``_again``: there is one
 already, to which it adds), sizes, places of weights in θ (-1: none), places of its tables of taps, its function or the
-channels of a group (0: a whole minibatch is normalised together), working memory of its own."""
+channels of a group (:data:`TOGETHER`: a whole minibatch is normalised; :data:`GIVEN`: by statistics in θ), working
+memory of its own, statistics in a buffer or, the means before the variances, in θ."""
 
 _ACTIVATIONS: dict[Any, int] = {
     nn.ReLU: RELU, nn.Tanh: TANH, nn.Sigmoid: SIGMOID, torch.relu: RELU, functional.relu: RELU, "relu": RELU,
@@ -51,6 +53,16 @@ class UnknownModuleError(ValueError):
 
 
 @dataclass(frozen=True)
+class Held:
+    """Where a pass leaves something: ``rows`` of ``stored`` numbers each, of which ``channels`` are real."""
+
+    place: int
+    rows: int
+    stored: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What compiled loops need to run a network on minibatches of one size.
 
@@ -59,14 +71,23 @@ class Plan:
         starts, products: the tables of taps one after the other: where the products of each pixel, or of each tap,
             begin, and their two offsets.
         size: numbers that the buffers hold.
-        outputs: the network's.
+        end: the network's outputs, a row an image.
+        parts: outputs of the submodules that were asked for by name, a row a pixel.
+        norms: BatchNorm's means and 1/√(v + ε) of the minibatch by name, and how many numbers they are of.
     """
 
     operations: np.ndarray
     starts: np.ndarray
     products: np.ndarray
     size: int
-    outputs: int
+    end: Held
+    parts: dict[str, Held]
+    norms: dict[str, tuple[Held, int]]
+
+    @property
+    def outputs(self) -> int:
+        """How many the network has."""
+        return self.end.channels
 
 
 @dataclass(frozen=True)
@@ -81,29 +102,51 @@ class _Value:
     made_by: int  # kind of the operation, -1 for the images themselves
 
 
-def plan(module: nn.Module, places: dict[str, int], images: int, shape: tuple[int, int, int]) -> Plan:
+def plan(
+    module: nn.Module, places: dict[str, int], images: int, shape: tuple[int, int, int], parts: Sequence[str] = ()
+) -> Plan:
     """The plan for minibatches of so many images of shape (channels, height, width).
 
     Args:
-        places: where each parameter begins in θ, by name.
+        places: by name, where each parameter begins in θ, and where BatchNorm's running statistics do if it uses them.
+        parts: submodules whose outputs are wanted.
 
     Raises:
-        UnknownModuleError: another operation, a parameter outside θ, buffers, images that a layer does not take.
+        UnknownModuleError: another operation, a parameter outside θ, other buffers, images that a layer does not take.
     """
+    tracer = _Tracer()
     try:
-        graph = fx.Tracer().trace(module)
+        graph = tracer.trace(module)
     except Exception as fault:  # whatever a module's code does when it meets a proxy
         raise UnknownModuleError(f"it cannot be traced ({fault}).") from fault
-    if any(True for _ in module.buffers()):
+    if any(name not in places and not name.endswith("num_batches_tracked") for name, _ in module.named_buffers()):
         raise UnknownModuleError("it has buffers.")
     if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
         raise UnknownModuleError("it has forward hooks, which may change what it computes.")
-    return _Compiler(module, places, images, shape).compiled(graph)
+    wanted = {name: tracer.ends.get(name) for name in parts}
+    return _Compiler(module, places, images, shape, wanted).compiled(graph)
+
+
+class _Tracer(fx.Tracer):
+    """Remembers what each submodule puts out, if it runs once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = dict[str, fx.Node | None]()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        out, name = super().call_module(m, forward, args, kwargs), self.path_of_module(m)
+        self.ends[name] = None if name in self.ends else getattr(out, "node", None)
+        return out
 
 
 class _Compiler:
-    def __init__(self, module: nn.Module, places: dict[str, int], images: int, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, module: nn.Module, places: dict[str, int], images: int, shape: tuple[int, int, int],
+        wanted: dict[str, fx.Node | None],
+    ) -> None:  # fmt: skip
         self._modules, self._places, self._shape = dict(module.named_modules()), places, shape
+        self._wanted, self._norms = wanted, dict[str, tuple[Held, int]]()
         self._images, self._padded = images, -(-images // LANES) * LANES
         self._values: dict[fx.Node, _Value] = {}
         self._operations: list[dict[str, Any]] = []
@@ -127,12 +170,20 @@ class _Compiler:
         end = self._values.get(last) if isinstance(last, fx.Node) else None
         if end is None or end.image != (1, 1) or end.made_by != CONVOLUTION or end.place != self._operations[-1]["y"]:
             raise UnknownModuleError("it does not end in a linear layer.")
+        held = {name: self._values.get(node) if node is not None else None for name, node in self._wanted.items()}
+        parts = {name: self._held(value) for name, value in held.items() if value is not None and value.made_by != -1}
+        if len(parts) < len(self._wanted):
+            raise UnknownModuleError("a part that was asked for does not put out one value a pass.")
         self._gradients()
         operations = np.zeros(len(self._operations), OPERATION)
         for row, fields in zip(operations, self._operations, strict=True):
             for name, number in fields.items():
                 row[name] = number
-        return Plan(operations, np.concatenate(self._starts), np.concatenate(self._products), self._size, end.channels)
+        tables = np.concatenate(self._starts), np.concatenate(self._products)
+        return Plan(operations, *tables, self._size, self._held(end), parts, self._norms)
+
+    def _held(self, value: _Value) -> Held:
+        return Held(value.place, self._images * math.prod(value.image or (1, 1)), value.stored, value.channels)
 
     def _after(self, node: fx.Node) -> _Value:
         part = self._modules[str(node.target)] if node.op == "call_module" else None
@@ -143,7 +194,7 @@ class _Compiler:
         if isinstance(part, nn.Conv2d | nn.Linear) and len(sources) == 1:
             return self._convolution(name, part, sources[0])
         if isinstance(part, nn.BatchNorm2d | nn.GroupNorm) and len(sources) == 1:
-            return self._norm(name, part, sources[0])
+            return self._norm(node, name, part, sources[0])
         what: Any = type(part) if part is not None else node.target
         if len(sources) == 1 and what in _ACTIVATIONS:
             return self._in_place(node, ACTIVATION, sources[0], function=_ACTIVATIONS[what])
@@ -186,31 +237,43 @@ class _Compiler:
         )  # fmt: skip
         return y
 
-    def _norm(self, name: str, part: nn.BatchNorm2d | nn.GroupNorm, x: _Value) -> _Value:
-        own_statistics = isinstance(part, nn.BatchNorm2d) and part.running_mean is not None
+    def _norm(self, node: fx.Node, name: str, part: nn.BatchNorm2d | nn.GroupNorm, x: _Value) -> _Value:
+        running = isinstance(part, nn.BatchNorm2d) and part.running_mean is not None
         channels = part.num_features if isinstance(part, nn.BatchNorm2d) else part.num_channels
-        if own_statistics or not part.affine or channels != x.channels or x.made_by == -1:
+        if (running and part.training) or not part.affine or channels != x.channels or x.made_by == -1:
             raise UnknownModuleError(f"'{name}' has running statistics, no weights, or does not fit.")
-        y = self._value(NORM, x.channels, x.image)
-        group = x.channels // part.num_groups if isinstance(part, nn.GroupNorm) else 0
+        fields: dict[str, Any] = {"epsilon": part.eps} | {which: self._parameter(f"{name}.{which}") for which in ("weight", "bias")}
+        if running:
+            mean, variance = (self._parameter(f"{name}.running_{which}") for which in ("mean", "var"))
+            if variance != mean + channels:
+                raise UnknownModuleError(f"the statistics of '{name}' do not lie one after the other.")
+            own = self._new(2 * x.stored)
+            return self._in_place(node, NORM, x, group=GIVEN, own=own, statistics=mean, **fields)
+        group = x.channels // part.num_groups if isinstance(part, nn.GroupNorm) else TOGETHER
+        y, statistics = self._value(NORM, x.channels, x.image), self._new(2 * x.stored * (self._images if group else 1))
         self._add(
-            kind=NORM, x=x, y=y, inputs=x.channels, outputs=x.channels, epsilon=part.eps, group=group,
-            weight=self._parameter(f"{name}.weight"), bias=self._parameter(f"{name}.bias"), own=self._new(8 * x.stored),
-            statistics=self._new(2 * x.stored * (self._images if group else 1)),
+            kind=NORM, x=x, y=y, inputs=x.channels, outputs=x.channels, group=group, own=self._new(8 * x.stored),
+            statistics=statistics, **fields,
         )  # fmt: skip
+        if group == TOGETHER:
+            self._norms[name] = (Held(statistics, 2, x.stored, x.channels), self._images * math.prod(x.image))
         return y
 
-    def _in_place(self, node: fx.Node, kind: int, x: _Value, z: _Value | None = None, **fields: int) -> _Value:
+    def _in_place(self, node: fx.Node, kind: int, x: _Value, z: _Value | None = None, **fields: Any) -> _Value:
         """An operation that overwrites its first source where nothing else needs it."""
-        readers = [user for held, value in self._values.items() if value is x for user in held.users]
+        if x.made_by == -1:
+            raise UnknownModuleError(f"{node.op} {node.target} reads the images themselves.")
+        holders = [held for held, value in self._values.items() if value is x]
+        readers = [user for held in holders for user in held.users]
         passed_on = [self._values.get(user) is x for user in readers]  # by the identity, or flattening
         alone = len(readers) - sum(passed_on) == 1 and x.made_by in (CONVOLUTION, NORM, SUM, MEAN)
+        alone = alone and not any(held in self._wanted.values() for held in holders)
         y = replace(x, made_by=kind) if alone else self._value(kind, x.channels, x.image)
         self._add(kind=kind, x=x, y=y, z=z, inputs=x.channels, outputs=x.channels, **fields)
         return y
 
     def _sum(self, node: fx.Node, x: _Value, z: _Value) -> _Value:
-        if (x.channels, x.image) != (z.channels, z.image) or -1 in (x.made_by, z.made_by) or x.place == z.place:
+        if (x.channels, x.image) != (z.channels, z.image) or z.made_by == -1 or x.place == z.place:
             raise UnknownModuleError("it adds values of different shapes, or the images themselves.")
         return self._in_place(node, SUM, x, z)
 

@@ -87,6 +87,14 @@ def block_features(
     return {name: catcher.features() for name, catcher in catchers.items()}
 
 
+def features_of(name: str, out: Tensor, *, units: int | None = UNITS, seed: int = 0) -> BlockFeatures:
+    """The same of a block's outputs (n, ...) that are at hand; arguments and errors as for :func:`block_features`."""
+    catcher = _Catcher(name, len(out), units, seed)
+    catcher.catch(out)
+    catcher.advance(len(out))
+    return catcher.features()
+
+
 def default_blocks(module: nn.Module, X: Tensor) -> tuple[str, ...]:
     """The blocks of a network by name, in the order of its parts.
 
@@ -131,6 +139,10 @@ class _Catcher:
         self._kept, self._positive, self._finite = torch.empty(0), torch.zeros(()), torch.ones(())
 
     def __call__(self, part: nn.Module, inputs: object, out: Tensor) -> None:
+        self.catch(out)
+
+    def catch(self, out: Tensor) -> None:
+        """What the block has put out in this pass."""
         if not isinstance(out, Tensor) or self._new or self._first + len(out) > self._n:
             raise ValueError(f"block '{self._name}' does not put out one tensor a pass, a row an input: name others.")
         flat, self._new = out.flatten(1), len(out)

@@ -121,9 +121,13 @@ def loss_and_accuracy(module: nn.Module, x: Tensor, y: Tensor, loss: Loss, chunk
     """
     total = torch.zeros(2, dtype=torch.float64, device=x.device)
     for part, labels in zip(x.split(chunk), y.split(chunk), strict=True):
-        outputs = module(part)
-        total += torch.stack([loss.values(outputs, labels).sum(), (outputs.argmax(1) == labels).sum()]).double()
+        total += loss_and_hits(module(part), labels, loss)
     return total / len(x)
+
+
+def loss_and_hits(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Sums of the loss and of right answers over outputs (n, classes) with class numbers (n,), shape (2,), float64."""
+    return torch.stack([loss.values(outputs, y).sum(), (outputs.argmax(1) == y).sum()]).double()
 
 
 class _Run:

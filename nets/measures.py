@@ -147,20 +147,30 @@ def measure_blocks(
     threshold: float = THRESHOLD, layers: Mapping[str, UnitLayer] | None = None, chunk: int = CHUNK, seed: int = 0,
 ) -> tuple[BlockMeasures, ...]:  # fmt: skip
     """The measures of every block on all of X; arguments and errors are those of :func:`measure`."""
-    parameters = {name: p.detach() for name, p in module.named_parameters()}
-    for name, p in parameters.items():
+    for name, p in module.named_parameters():
         if not torch.isfinite(p).all():
             raise DivergedError(f"'{name}' has NaN or infinite entries, so the network has diverged: leave it out.")
     names = default_blocks(module, X) if blocks is None else tuple(blocks)
     features = block_features(module, X, names, units=units, chunk=chunk, seed=seed)
+    return measures_of(module, features, threshold, layers)
+
+
+def measures_of(
+    module: nn.Module, features: Mapping[str, BlockFeatures], threshold: float = THRESHOLD,
+    layers: Mapping[str, UnitLayer] | None = None,
+) -> tuple[BlockMeasures, ...]:  # fmt: skip
+    """The measures of blocks whose features are at hand, by name; arguments are those of :func:`measure`."""
+    names, parameters = list(features), {name: p.detach() for name, p in module.named_parameters()}
     layers = hidden_layers(module, "published") if layers is None else layers
     owners = _owners(module, names, list(layers))
     counts = [
         LayerCount(name, int(independent_count(layer.vectors(parameters))), layer.units)
         for name, layer in layers.items()
     ]
-    return tuple(_block(name, features.pop(name), [c for c in counts if owners[c.name] == name], threshold)
-                 for name in names)  # fmt: skip
+    return tuple(
+        _block(name, found, [c for c in counts if owners[c.name] == name], threshold)
+        for name, found in features.items()
+    )
 
 
 def block_table(
@@ -178,6 +188,11 @@ def block_table(
         )
     except DivergedError:
         return torch.full((len(names), len(COLUMNS)), math.nan, dtype=torch.float64)
+    return table_of(found)
+
+
+def table_of(found: Sequence[BlockMeasures]) -> Tensor:
+    """Measures of blocks as the numbers of :func:`block_table`."""
     rows = [(b.sparsity, b.sampled_sparsity, b.distinct_sparsity, b.distinct, b.independent) for b in found]
     return torch.tensor(rows, dtype=torch.float64)
 

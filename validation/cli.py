@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from validation.explore import EXPLORATIONS
 from validation.explore import explore as explore_model
 from validation.options import Parser, add_options, add_sweep_options, presets, settings_from, to_toml, unknown
+from validation.server import start_server
 from validation.settings import RunSettings, SettingsError
 from validation.suite import SUITES
 
@@ -150,6 +151,8 @@ def _validate(given: dict[str, Any]) -> int:
     if show:
         print(to_toml(settings), end="")
         return 0
+    if workers != 1 and len(settings.suites) != 1:
+        start_server(settings.suites or SUITES)
     from validation import commands
 
     return commands.validate(settings, mode, fresh, workers)

@@ -56,10 +56,10 @@ def claim_figure(checks: Sequence[Check]) -> Figure:
     known = [check for check in checks if check.verdict != Verdict.NOT_EVALUABLE]
     with rc_context(STYLE):
         if len({round(check.predicted, 9) for check in known}) > 2:
-            figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+            figure = Figure(figsize=(4.6, 3.6), layout="tight")
             _scatter(figure.subplots(), known)
         else:
-            figure = Figure(figsize=(6.4, 0.9 + 0.32 * max(len(known), 1)), layout="constrained")
+            figure = Figure(figsize=(6.4, 0.9 + 0.32 * max(len(known), 1)), layout="tight")
             _rows(figure.subplots(), known)
     return figure
 
@@ -68,13 +68,11 @@ def _scatter(axes: Axes, checks: Sequence[Check]) -> None:
     everything = [value for check in checks for value in (check.predicted, check.measured)]
     low, high = min(*everything, 0.0), max(*everything, 0.0)
     axes.axline((0, 0), slope=1, color="0.6", lw=0.8, zorder=0)
-    for check in checks:
-        for rival in check.rivals:
-            axes.plot(rival.predicted, check.measured, "x", color="0.7", ms=4, zorder=1)
-        axes.errorbar(
-            check.predicted, check.measured, SIGMAS * check.standard_error, fmt="o", ms=4, capsize=2,
-            color=COLOURS[check.verdict], zorder=2,
-        )  # fmt: skip
+    crosses = np.array([(rival.predicted, check.measured) for check in checks for rival in check.rivals])
+    axes.plot(*crosses.reshape(-1, 2).T, "x", color="0.7", ms=4, zorder=1)
+    for colour, rows in _by_colour(checks):
+        x, y, error = np.array([(checks[row].predicted, *_measured(checks[row])) for row in rows]).T
+        axes.errorbar(x, y, error, fmt="o", ms=4, capsize=2, color=colour, zorder=2)
     sizes = np.abs([value for value in everything if value != 0])
     if len(sizes) and sizes.max() / sizes.min() > 50:
         for scale in (axes.set_xscale, axes.set_yscale):
@@ -90,20 +88,23 @@ def _rows(axes: Axes, checks: Sequence[Check]) -> None:
     for row, check in enumerate(checks):
         axes.barh(row, 2 * check.allowed, left=check.predicted - check.allowed, height=0.7, color="#56B4E9", alpha=0.25)
         axes.plot([check.predicted] * 2, [row - 0.35, row + 0.35], color="0.4", lw=1)
-        for rival in check.rivals:
-            axes.plot(rival.predicted, row, "x", color="0.55", ms=4)
-        axes.errorbar(
-            check.measured,
-            row,
-            xerr=SIGMAS * check.standard_error,
-            fmt="o",
-            ms=4,
-            capsize=2,
-            color=COLOURS[check.verdict],
-        )
+        axes.plot([rival.predicted for rival in check.rivals], [row] * len(check.rivals), "x", color="0.55", ms=4)
+    for colour, rows in _by_colour(checks):
+        x, error = np.array([_measured(checks[row]) for row in rows]).T
+        axes.errorbar(x, rows, xerr=error, fmt="o", ms=4, capsize=2, color=colour)
     axes.set_yticks(range(len(checks)), [check.setting for check in checks], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel(f"{checks[0].observable if checks else ''}   (band: what conforms; ×: rivals)")
+
+
+def _by_colour(checks: Sequence[Check]) -> list[tuple[str, list[int]]]:
+    """Colours of verdicts that occur, and which checks have them."""
+    rows = [(colour, [n for n, check in enumerate(checks) if check.verdict == of]) for of, colour in COLOURS.items()]
+    return [(colour, found) for colour, found in rows if found]
+
+
+def _measured(check: Check) -> tuple[float, float]:
+    return check.measured, SIGMAS * check.standard_error
 
 
 def svg(figure: Figure) -> str:

@@ -131,7 +131,7 @@ def growth(experiment: Experiment, window: Window) -> Growth:
     (eta,) = (schedule.step_size for schedule in experiment.schedules)
     batch, decay, constant = Minibatch(experiment.batch), window.weight_decay, [Schedule(eta)]
     shared = train(
-        objective, experiment.starts()[0], constant, window.burn_in, seeds=[0], batch=batch,
+        objective, experiment.starts[0], constant, window.burn_in, seeds=[0], batch=batch,
         weight_decay=decay, together=True, root_seed=experiment.root,
     ).final.theta[0, 0]  # fmt: skip
     edges = torch.linspace(window.apart, window.apart + window.steps, 2 * INTERVALS + 1).round().long()
@@ -164,7 +164,7 @@ def _rates(
     experiment: Experiment, state: Tensor, index: dict[str, Tensor], eta: float, decay: float, at: int
 ) -> list[GrowthRate]:
     """Rates of every layer at states (replicas, p), terms (replicas, units); each from minibatches of its own."""
-    network, size = experiment.network(), experiment.batch
+    network, size = experiment.network, experiment.batch
     chosen = min(MINIBATCHES, network.n // size)
     generators = (named_generator(experiment.root, "rates", at, replica) for replica in range(len(state)))
     orders = np.stack([generator.permutation(network.n)[: chosen * size] for generator in generators])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,12 @@ from torch.nn.utils import vector_to_parameters
 
 from nets.averaging import estimate_statistics, has_batch_norm
 from nets.batch_statistics import on_batch_statistics
+from nets.convolutional_evaluation import convolutional_evaluation
 from nets.convolutional_gradient import convolutional_gradient
-from nets.image_training import loss_and_accuracy
+from nets.features import DivergedError, features_of
+from nets.image_training import loss_and_accuracy, loss_and_hits
 from nets.images import ImageSet
-from nets.measures import block_table, measured_subset
+from nets.measures import COLUMNS, block_table, measured_subset, measures_of, table_of
 from nets.objective import CROSS_ENTROPY, FlatNet, Objective
 from nets.resnet import BasicBlock
 from nets.training import TrainingState, train
@@ -69,13 +72,14 @@ class Experiment:
         """SGD steps after which runs are measured, (looks,), the last one ``steps``."""
         return torch.linspace(0, self.steps, self.looks + 1).round().long()[1:]
 
+    @cached_property
     def starts(self) -> Tensor:
         """Initial θ of every seed, shape (seeds, p)."""
         return torch.stack([FlatNet(self.build(seed)).theta for seed in range(self.seeds)]).to(self.device)
 
     def paths(self) -> Tensor:
         """Initial θ of every run, cells x seeds one after the other, shape (cells·seeds, p)."""
-        return self.starts().repeat(len(self.schedules), 1)
+        return self.starts.repeat(len(self.schedules), 1)
 
     def sizes(self) -> Tensor:
         """η of every SGD step of every run, shape (cells·seeds, steps)."""
@@ -86,6 +90,7 @@ class Experiment:
         """Where everything runs."""
         return self.images.train_x.device
 
+    @cached_property
     def network(self) -> Network:
         """For the simulators."""
         module = on_batch_statistics(self.build(0)).to(self.device)
@@ -120,27 +125,42 @@ class Course:
 
 
 class Measure:
-    """θ (runs, p) ↦ blocks and fit of every run."""
+    """θ (runs, p) ↦ blocks and fit of every run; in compiled loops where they know the network."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._images, self._module = experiment.images, experiment.build(0).to(experiment.device)
         self._inputs = measured_subset(self._images.train_x, INPUTS)
         self._layers, self.names = hidden_layers(self._module, "published"), residual_blocks(self._module)
+        self._compiled = convolutional_evaluation(self._module, self._inputs, self.names)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Shape (runs, blocks·columns + 3)."""
         return torch.stack([self._of(row) for row in theta])
 
     def _of(self, row: Tensor) -> Tensor:
-        module = self._module
-        vector_to_parameters(row, module.parameters())
-        if has_batch_norm(module) and torch.isfinite(row).all():
-            estimate_statistics(module, self._images.train_x, min(STATISTICS, self._images.n))
-        module.eval()
-        table = block_table(module, self._inputs, self.names, layers=self._layers)
-        sets = ((self._images.train_x, self._images.train_y), (self._images.test_x, self._images.test_y))
-        train, test = (loss_and_accuracy(module, x, y, CROSS_ENTROPY, INPUTS) for x, y in sets)
+        images, finite = self._images, bool(torch.isfinite(row).all())
+        vector_to_parameters(row, self._module.parameters())
+        sets = (images.train_x, images.train_y), (images.test_x, images.test_y)
+        if self._compiled is not None and finite:
+            theta = row.unsqueeze(0)
+            statistics = self._compiled.statistics(theta, images.train_x, STATISTICS)
+            table = self._table(self._compiled.blocks(theta, statistics, self._inputs))
+            outputs = (self._compiled.outputs(theta, statistics, x)[0] for x, _ in sets)
+            train, test = (loss_and_hits(h, y, CROSS_ENTROPY) / len(y) for h, (_, y) in zip(outputs, sets, strict=True))
+        else:
+            if has_batch_norm(self._module) and finite:
+                estimate_statistics(self._module, images.train_x, min(STATISTICS, images.n))
+            self._module.eval()
+            table = block_table(self._module, self._inputs, self.names, layers=self._layers)
+            train, test = (loss_and_accuracy(self._module, x, y, CROSS_ENTROPY, INPUTS) for x, y in sets)
         return torch.cat([table.reshape(-1), train[:1].cpu(), test.cpu()])
+
+    def _table(self, blocks: dict[str, Tensor]) -> Tensor:
+        try:
+            features = {name: features_of(name, out[0]) for name, out in blocks.items()}
+        except DivergedError:
+            return torch.full((len(blocks), len(COLUMNS)), torch.nan, dtype=torch.float64)
+        return table_of(measures_of(self._module, features, layers=self._layers))
 
 
 def residual_blocks(module: nn.Module) -> tuple[str, ...]:
@@ -159,7 +179,7 @@ def sgd_course(experiment: Experiment, measure: Measure) -> Course:
         return measure(state.theta.flatten(0, 1)).unflatten(0, state.theta.shape[:2])
 
     run = train(
-        objective, experiment.starts(), experiment.schedules, experiment.steps, seeds=range(experiment.seeds),
+        objective, experiment.starts, experiment.schedules, experiment.steps, seeds=range(experiment.seeds),
         batch=Minibatch(experiment.batch), probes={"look": Probe(look, experiment.grid())},
         root_seed=experiment.root, together=True,
     )  # fmt: skip
@@ -171,7 +191,7 @@ def svag_course(experiment: Experiment, measure: Measure, l: int, amplified: boo
     sizes, probes = experiment.sizes(), {"look": Probe(measure, experiment.grid() * l)}
     # l plain steps of η/l are SVAG with l = 1 on a schedule of l times as many steps.
     run = run_svag(
-        experiment.network(), experiment.paths(), sizes if amplified else sizes.repeat_interleave(l, 1) / l,
+        experiment.network, experiment.paths(), sizes if amplified else sizes.repeat_interleave(l, 1) / l,
         l if amplified else 1, experiment.steps * l, experiment.root + l, Minibatch(experiment.batch), probes,
     )  # fmt: skip
     return _paths(experiment, run, len(measure.names))
@@ -180,7 +200,7 @@ def svag_course(experiment: Experiment, measure: Measure, l: int, amplified: boo
 def isotropic_course(experiment: Experiment, measure: Measure) -> Course:
     """Noise of SGD's power in all directions (a rival)."""
     run = run_isotropic(
-        experiment.network(), experiment.paths(), experiment.sizes(), experiment.steps, experiment.root,
+        experiment.network, experiment.paths(), experiment.sizes(), experiment.steps, experiment.root,
         Minibatch(experiment.batch), GROUPS, {"look": Probe(measure, experiment.grid())},
     )  # fmt: skip
     return _paths(experiment, run, len(measure.names))
@@ -189,7 +209,7 @@ def isotropic_course(experiment: Experiment, measure: Measure) -> Course:
 def gaussian_course(experiment: Experiment, measure: Measure) -> Course:
     """Gaussian noise of SGD's covariance, in steps as large as SGD's."""
     run = run_gaussian(
-        experiment.network(), experiment.paths(), experiment.sizes(), experiment.steps, experiment.root,
+        experiment.network, experiment.paths(), experiment.sizes(), experiment.steps, experiment.root,
         Minibatch(experiment.batch), GAUSSIANS, {"look": Probe(measure, experiment.grid())},
     )  # fmt: skip
     return _paths(experiment, run, len(measure.names))

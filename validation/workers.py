@@ -7,6 +7,7 @@ the same bits on any number of threads. Whoever is stopped or killed, the same c
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ import scipy.linalg  # noqa: F401, its BLAS has to be there before it is pinned
 import torch
 from threadpoolctl import threadpool_limits
 
-from validation.run_directory import run_name, run_or_load
+from validation.run_directory import load, run_name, run_or_load
+from validation.server import start_server
 from validation.settings import RunSettings, SettingsError
 from validation.suite import SUITES, Progress, cost
 
@@ -44,7 +46,7 @@ class Task:
         device: "cpu" or "cuda".
         fresh, mode, wait: as for :func:`validation.run_directory.run_or_load`.
         threads: of compiled loops over replicates.
-        draw: the report's figures too.
+        draw: the report's figures too, once no run waits for a worker any more.
     """
 
     root: str
@@ -82,14 +84,10 @@ def run_task(task: Task) -> TaskResult:
     say(f"{task.suite}: {SUITES[task.suite]}")
     try:
         with _pinned(task.threads):
-            saved, ran = run_or_load(
+            _, ran = run_or_load(
                 Path(task.root), task.suite, task.settings, torch.device(task.device), mode=task.mode,
                 fresh=task.fresh, wait=task.wait,
             )  # fmt: skip
-        if ran and task.draw:
-            from validation.report import draw_figures
-
-            draw_figures(saved)
     except torch.OutOfMemoryError:
         fault = f"suite {task.suite} ran out of memory on {task.device}: choose fewer --seeds or --workers."
         return TaskResult(task.name, False, fault, misused=True)
@@ -99,7 +97,7 @@ def run_task(task: Task) -> TaskResult:
         say(traceback.format_exc())
         return TaskResult(task.name, False, " ".join(f"{type(fault).__name__}: {fault}".split()))
     if not ran:
-        say(f"  {task.suite}: done before, in {saved.folder} (--fresh runs it again)")
+        say(f"  {task.suite}: done before, in {Path(task.root) / task.name} (--fresh runs it again)")
     return TaskResult(task.name, ran)
 
 
@@ -184,17 +182,25 @@ def _local(pending: Sequence[int], tasks: Sequence[Task], workers: int, schedule
     suites, device = [tasks[number].suite for number in pending], torch.device(tasks[0].device)
     workers = workers_for(workers, suites, device)
     if workers == 1:
-        yield from (_numbered(number, tasks[number]) for number in pending)
+        ran = []
+        for number in pending:
+            result = run_task(tasks[number])
+            ran += [tasks[number]] if result.fresh and tasks[number].draw else []
+            yield number, result
+        for task in ran:
+            _draw(task)
         return
     others = set(multiprocessing.active_children())
-    # A server imports what the suites need once; workers are forked from it, which has started no threads of ours.
-    multiprocessing.set_forkserver_preload([__name__, *(f"validation.{suite}" for suite in sorted(set(suites)))])
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), _begin_worker)
+    start_server(suites)
+    pool, drawings = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), _begin_worker), []
     try:
-        with _not_for_children(signal.SIGINT):
-            futures = [pool.submit(_numbered, number, tasks[number]) for number in pending]
+        futures = [pool.submit(_numbered, number, tasks[number]) for number in pending]
         for future in as_completed(futures):
-            yield future.result()
+            number, result = future.result()
+            if result.fresh and tasks[number].draw:
+                drawings.append(pool.submit(_draw, tasks[number]))
+            yield number, result
+        wait(drawings)  # what could not be drawn here the report draws, and says why it cannot
     except BaseException:
         for child in set(multiprocessing.active_children()) - others:
             child.terminate()  # what it is writing it writes to the end
@@ -203,21 +209,16 @@ def _local(pending: Sequence[int], tasks: Sequence[Task], workers: int, schedule
         pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _not_for_children(number: signal.Signals) -> Iterator[None]:
-    """Processes that are started in the block never get this signal; this one gets it after the block.
+def _draw(task: Task) -> None:
+    """The report's figures of a run that is done."""
+    from validation.report import draw_figures
 
-    A terminal sends SIGINT to the whole group: the parent alone answers it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    draw_figures(load(Path(task.root) / task.name))
 
 
 def _begin_worker() -> None:
     """In a worker: leave SIGINT to the process that started it, and end when that has ended, however it went."""
+    gc.freeze()  # what was imported stays: collections would walk through it again and again
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
