@@ -242,7 +242,8 @@ class _Compiler:
         channels = part.num_features if isinstance(part, nn.BatchNorm2d) else part.num_channels
         if (running and part.training) or not part.affine or channels != x.channels or x.made_by == -1:
             raise UnknownModuleError(f"'{name}' has running statistics, no weights, or does not fit.")
-        fields: dict[str, Any] = {"epsilon": part.eps} | {which: self._parameter(f"{name}.{which}") for which in ("weight", "bias")}
+        weight, bias = (self._parameter(f"{name}.{which}") for which in ("weight", "bias"))
+        fields: dict[str, Any] = {"epsilon": part.eps, "weight": weight, "bias": bias}
         if running:
             mean, variance = (self._parameter(f"{name}.running_{which}") for which in ("mean", "var"))
             if variance != mean + channels:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nets.mlp_gradient import dense_gradient
 from nets.objective import Objective
 
 Product = Callable[[Tensor], Tensor]
@@ -126,6 +127,11 @@ def _operator(
 
 @torch.enable_grad()
 def _hessian_product(objective: Objective, leaf: Tensor, X: Tensor, labels: Tensor) -> Product:
+    written = dense_gradient(objective.net, objective.loss)
+    if written is not None:
+        with torch.no_grad():
+            product = written.hessian_product(leaf.detach(), X, labels)
+        return lambda v: product(v) / objective.n
     loss = objective.loss.values(objective.outputs(leaf, X), labels).sum() / objective.n
     (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
     return lambda v: torch.autograd.grad(gradient, leaf, v, retain_graph=True)[0]

@@ -16,16 +16,17 @@ from theory.schedule import Schedule, StepClock
 from theory.sde import ExactCovariance, LabelNoise
 from theory.trajectory import Probe
 
-NETWORKS = [ReluNetwork((2, 6, 1)), ReluNetwork((1, 9, 1), (True, False)), ReluNetwork((3, 5, 4, 1), (True,) * 3)]
-ETA = Schedule(0.3, ((0.5, 3.0),)).step_sizes(20)
+NETWORKS = [ReluNetwork((2, 19, 1)), ReluNetwork((1, 9, 1), (True, False)), ReluNetwork((3, 5, 12, 1), (True,) * 3)]
+SAMPLES = 11  # eight and some over, as of units
+ETA = Schedule(0.15, ((0.5, 3.0),)).step_sizes(20)
 DT, CLOCK = (ETA / 2).repeat_interleave(2), StepClock(ETA)
 PATHS = 19  # two groups, the second not full
 
 
 def problem_of(network, labels=False):
     generator = np.random.default_rng(0)
-    X = torch.from_numpy(generator.standard_normal((7, network.widths[0])))
-    y = torch.from_numpy(generator.standard_normal(7))
+    X = torch.from_numpy(generator.standard_normal((SAMPLES, network.widths[0])))
+    y = torch.from_numpy(generator.standard_normal(SAMPLES))
     return Regression(X, y.sign() if labels else y, X, y)
 
 
@@ -48,9 +49,9 @@ COVARIANCES = {
 }
 
 
-def increments(network, covariance, problem, paths=PATHS, refine=1):
+def increments(network, covariance, problem, paths=PATHS, refine=1, dtype=torch.float64):
     channels = network.size if isinstance(covariance, Isotropic) else problem.n
-    return BrownianIncrements(5, "relu", paths, channels, refine)
+    return BrownianIncrements(5, "relu", paths, channels, refine, dtype)
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
@@ -70,6 +71,19 @@ def test_fused_loop_is_the_generic_one(network, name, loss):
     torch.testing.assert_close(fast["theta"].values, slow["theta"].values, rtol=0, atol=1e-11)
     torch.testing.assert_close(fast.final, slow.final, rtol=0, atol=1e-11)
     assert fast.finite.all()
+
+
+@pytest.mark.parametrize("name", COVARIANCES)
+def test_single_precision_differs_by_rounding(name):
+    network, covariance = NETWORKS[2], COVARIANCES[name]
+    problem, y0, finals = problem_of(network), start_of(network), []
+    for dtype in (torch.float64, torch.float32):
+        noise = increments(network, covariance, problem, dtype=dtype)
+        run = integrate_relu(network, problem, covariance, y0.to(dtype), DT, 40, noise)
+        assert run.final.dtype == dtype
+        finals.append(run.final.double())
+    assert (finals[0] - y0).norm() > 0.1
+    torch.testing.assert_close(finals[1], finals[0], rtol=0, atol=2e-5)
 
 
 def test_a_path_does_not_depend_on_how_many_run_beside_it():
@@ -138,5 +152,5 @@ def test_bad_input_is_told_what_to_do():
         integrate_relu(network, problem, LabelNoise(0.1), y0 / 0, 0.1, 5, noise)
     with pytest.raises(ValueError, match="channels: give them the same"):
         integrate_relu(network, problem, Isotropic(0.1), y0, 0.1, 5, noise)
-    with pytest.raises(ValueError, match="float64 on the CPU"):
-        integrate_relu(network, problem, LabelNoise(0.1), y0.float(), 0.1, 5, noise)
+    with pytest.raises(ValueError, match="float32 on the CPU"):
+        integrate_relu(network, problem, LabelNoise(0.1), y0.half(), 0.1, 5, noise)

@@ -148,9 +148,7 @@ def where_positive(typing: Any, gate: Any, value: Any) -> Any:
     """``value`` where ``gate`` > 0, and 0 elsewhere, NaN included."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        gate, value = arguments
-        zero = ir.Constant(value.type, None)
-        return builder.select(builder.fcmp_ordered(">", gate, zero), value, zero)
+        return _where_positive(builder, *arguments)
 
     return value(value, value), generate
 
@@ -224,6 +222,55 @@ def add_outer(typing: Any, tile: Any, value: Any, array: Any, first: Any, stride
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def add_rows(typing: Any, tile: Any, value: Any, array: Any, first: Any, stride: Any) -> Any:
+    """The tile with ``value`` · row ``first`` + i·``stride`` of an array added to its i-th value."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        tile, value, array, first, stride = arguments
+        for i in range(LANES):
+            row = builder.add(first, builder.mul(stride, ir.Constant(_INDEX, i)))
+            factor = builder.load(_row(context, builder, signature.args[2], array, row), align=4)
+            total = _multiply_add(builder, value, factor, builder.extract_value(tile, i))
+            tile = builder.insert_value(tile, total, i)
+        return tile
+
+    return tile(tile, _LANES[array.dtype], array, types.uint64, types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def tile_where_positive(typing: Any, tile: Any) -> Any:
+    """The tile's positive numbers, and 0 elsewhere, NaN included.
+
+    In registers: a number that is read, gated and stored where it was becomes a masked store, slow on some processors.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        tile = arguments[0]
+        for i in range(LANES):
+            value = builder.extract_value(tile, i)
+            tile = builder.insert_value(tile, _where_positive(builder, value, value), i)
+        return tile
+
+    return tile(tile), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def tile_where_rows_positive(typing: Any, tile: Any, array: Any, first: Any, stride: Any) -> Any:
+    """The tile where row ``first`` + i·``stride`` of an array is > 0 for its i-th value, and 0 elsewhere."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        tile, array, first, stride = arguments
+        for i in range(LANES):
+            row = builder.add(first, builder.mul(stride, ir.Constant(_INDEX, i)))
+            gate = builder.load(_row(context, builder, signature.args[1], array, row), align=4)
+            value = builder.extract_value(tile, i)
+            tile = builder.insert_value(tile, _where_positive(builder, gate, value), i)
+        return tile
+
+    return tile(tile, array, types.uint64, types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def store_tile(typing: Any, array: Any, first: Any, stride: Any, tile: Any) -> Any:
     """Make the i-th value of the tile row ``first`` + i·``stride`` of an array."""
 
@@ -251,6 +298,11 @@ def _number(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, pla
 def _spread(builder: ir.IRBuilder, vector: ir.Type, number: ir.Value) -> ir.Value:
     single = builder.insert_element(cgutils.get_null_value(vector), number, ir.Constant(_PLACE, 0))
     return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_PLACE, LANES), [0] * LANES))
+
+
+def _where_positive(builder: ir.IRBuilder, gate: ir.Value, value: ir.Value) -> ir.Value:
+    zero = ir.Constant(value.type, None)
+    return builder.select(builder.fcmp_ordered(">", gate, zero), value, zero)
 
 
 def _multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:

@@ -56,10 +56,10 @@ def claim_figure(checks: Sequence[Check]) -> Figure:
     known = [check for check in checks if check.verdict != Verdict.NOT_EVALUABLE]
     with rc_context(STYLE):
         if len({round(check.predicted, 9) for check in known}) > 2:
-            figure = Figure(figsize=(4.6, 3.6), layout="tight")
+            figure = Figure(figsize=(4.6, 3.6), layout="constrained")
             _scatter(figure.subplots(), known)
         else:
-            figure = Figure(figsize=(6.4, 0.9 + 0.32 * max(len(known), 1)), layout="tight")
+            figure = Figure(figsize=(6.4, 0.9 + 0.32 * max(len(known), 1)), layout="constrained")
             _rows(figure.subplots(), known)
     return figure
 

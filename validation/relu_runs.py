@@ -21,6 +21,7 @@ from theory.sde import LabelNoise
 from theory.sparsity import distinct_features, feature_sparsity, jacobian_rank
 from theory.trajectory import Probe, dense_grid
 
+FLOAT = torch.float32  # of SDEs: noise moves θ by 1e-3 a step, and steps cost half
 FLOOR = 1e-30
 EARLY, STRIDE = 300, 30  # losses are recorded at every step up to the first, then once in the second
 SDE_STRIDE = 2 * STRIDE  # what SDEs are told is SGD's loss: theirs is only averaged and drawn
@@ -143,19 +144,20 @@ def simulate(
     root_seed: int,
     stream: str,
     substeps: int,
+    dtype: torch.dtype = FLOAT,
 ) -> Ensemble:
-    """The SDE on a schedule, ``substeps`` Euler-Maruyama steps for each of SGD's."""
+    """The SDE on a schedule, ``substeps`` Euler-Maruyama steps for each of SGD's; measured in float64."""
     eta, network = schedule.step_sizes(experiment.steps), experiment.network
     noise_of = covariance(StepClock(eta))
     channels = network.size if isinstance(noise_of, Isotropic) else experiment.problem.n
-    noise = BrownianIncrements(root_seed, f"{experiment.setting(schedule)} {stream}", paths, channels)
+    noise = BrownianIncrements(root_seed, f"{experiment.setting(schedule)} {stream}", paths, channels, dtype=dtype)
     at = torch.arange(0, experiment.steps, SDE_STRIDE)
     run = integrate_relu(
-        network, experiment.problem, noise_of, experiment.start.expand(paths, -1),
+        network, experiment.problem, noise_of, experiment.start.expand(paths, -1).to(dtype),
         (eta / substeps).repeat_interleave(substeps), experiment.steps * substeps, noise,
-        {"loss": Probe(experiment.loss, at * substeps)},
+        {"loss": Probe(lambda theta: experiment.loss(theta.double()), at * substeps)},
     )  # fmt: skip
-    return Ensemble.of(experiment, run.final, run.finite, at, run["loss"].values)
+    return Ensemble.of(experiment, run.final.double(), run.finite, at, run["loss"].values)
 
 
 def level_of(ensemble: Ensemble, rows: Tensor, schedule: Schedule, steps: int) -> MeasuredLevel:
@@ -165,10 +167,10 @@ def level_of(ensemble: Ensemble, rows: Tensor, schedule: Schedule, steps: int) -
 
 def gradient_descent(experiment: Experiment, schedule: Schedule) -> Ensemble:
     """No noise, SGD's own steps: what finite steps do by themselves."""
-    return simulate(experiment, schedule, lambda clock: LabelNoise(clock, 0.0), 1, 0, "descent", 1)
+    return simulate(experiment, schedule, lambda clock: LabelNoise(clock, 0.0), 1, 0, "descent", 1, torch.float64)
 
 
 def gradient_flow(experiment: Experiment) -> Ensemble:
     """No noise: gradient descent at half the first schedule's step size, as good as the flow."""
     first = experiment.schedules[0]
-    return simulate(experiment, first, lambda clock: LabelNoise(clock, 0.0), 1, 0, "flow", 2)
+    return simulate(experiment, first, lambda clock: LabelNoise(clock, 0.0), 1, 0, "flow", 2, torch.float64)
