@@ -31,12 +31,12 @@ from nets.sampling import BatchStream
 from simulators.diagonal import integrate_diagonal
 from simulators.integrate import integrate
 from simulators.noise import BrownianIncrements
-from simulators.normals import fill_rows, normals_key
 from simulators.normals_torch import normal_rows
 from simulators.scalar import quartic_well
 from theory.device import Repeated, has_triton
 from theory.diagonal_sde import DiagonalSDE, to_logs
 from theory.minibatch import Minibatch
+from theory.normals import fill_rows, normals_key
 from theory.problem import gaussian_sparse
 from theory.relu_published import two_layer
 from theory.schedule import Schedule

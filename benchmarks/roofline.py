@@ -34,11 +34,11 @@ from nets.resnet import resnet
 from simulators.diagonal import integrate_diagonal
 from simulators.neuron import DEGREE, FUNCTIONS, single_neuron
 from simulators.noise import BrownianIncrements
-from simulators.normals import fill_row, normals_key
 from simulators.scalar import exponentials, quartic_well
 from theory.collapse_data import neuron_data
 from theory.diagonal import DiagonalState
 from theory.diagonal_sde import to_logs
+from theory.normals import fill_row, normals_key
 from theory.problem import gaussian_sparse
 from theory.relu_init import gaussian
 from theory.relu_published import two_layer

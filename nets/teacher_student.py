@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -15,8 +13,8 @@ from torch import Tensor
 from nets.sampling import Draws
 from theory.collapse_data import LinearTeacher
 from theory.minibatch import Minibatch
+from theory.normals import fill_row, normals_key
 from theory.schedule import StepSizes
-from theory.streams import seed_of
 
 BLOCK = 256
 
@@ -28,7 +26,7 @@ def diagonal_sgd(
     """Singular values s = s_u s_v after the numbers of steps ``records``, shape (records, sigmas, seeds, modes).
 
     r = s_u s_v - S* + σξ, s_u ← s_u - η r s_v and s_v ← s_v - η r s_u at once, ξ ~ N(0, 1) fresh for every mode and
-    step, drawn in single precision. All noise levels see the same ξ of a seed. A mode stays where |s| < 1e-280.
+    step. All noise levels see the same ξ of a seed. A mode stays where |s| < 1e-280.
 
     Args:
         schedule: η per step (the published 3/1024, divided by 10 after step 50 000).
@@ -43,43 +41,36 @@ def diagonal_sgd(
     if not len(seeds) or not all(sigma >= 0 for sigma in sigmas):
         raise ValueError("a run needs at least one seed and noise levels >= 0: give both.")
     singular, eta = teacher.singular.numpy(), schedule.step_sizes(steps).numpy()
-    # SFC64 makes normals faster than Philox does.
-    generators = [np.random.Generator(np.random.SFC64(seed_of(root_seed, "mode noise", seed))) for seed in seeds]
+    keys = np.array([normals_key(root_seed, f"mode noise {seed}") for seed in seeds])
     u = np.full((len(seeds), len(sigmas), len(singular)), float(start))
-    v, noise = u.copy(), np.empty((len(seeds), BLOCK, len(singular)), dtype=np.float32)
-    out = np.empty((len(at), len(sigmas), len(seeds), len(singular)))
-    stops = sorted({*range(0, steps, BLOCK), *at.tolist(), steps})
-    threads = min(os.cpu_count() or 1, len(seeds))
-    with ThreadPoolExecutor(threads) as pool:
-        for begin, end in zip([0, *stops[:-1]], stops, strict=True):
-            if end > begin:
-                block = noise[:, : end - begin]
-                list(pool.map(_fill, *([part[t::threads] for t in range(threads)] for part in (generators, block))))
-                _advance(u, v, singular, np.asarray(sigmas, float), eta[begin:end], block)
-            if end in at:
-                out[np.searchsorted(at, end)] = (u * v).transpose(1, 0, 2)
+    v, out = u.copy(), np.empty((len(at), len(sigmas), len(seeds), len(singular)))
+    for begin, end in pairwise(sorted({0, *at.tolist()})):
+        _advance(u, v, singular, np.asarray(sigmas, float), eta[begin:end], keys, begin)
+        out[np.searchsorted(at, end)] = (u * v).transpose(1, 0, 2)
+    if at[0] == 0:
+        out[0] = start**2
     return out
 
 
-def _fill(generators: Sequence[np.random.Generator], blocks: np.ndarray) -> None:
-    for generator, block in zip(generators, blocks, strict=True):
-        generator.standard_normal(out=block, dtype=np.float32)
-
-
 @njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _advance(u, v, singular, sigmas, eta, noise):  # type: ignore[no-untyped-def]
+def _advance(u, v, singular, sigmas, eta, keys, first):  # type: ignore[no-untyped-def]
+    """Steps ``first`` … of every seed; ξ of step k and mode j is normal number k·modes + j of row 0."""
     seeds, levels, modes = u.shape
     for seed in prange(seeds):
-        for level in range(levels):
-            su, sv, sigma = u[seed, level], v[seed, level], sigmas[level]
-            for k in range(len(eta)):
-                rate, xi = eta[k], noise[seed, k]
-                for j in range(modes):
-                    a, b = su[j], sv[j]
-                    step = rate * (a * b - singular[j] + sigma * xi[j])
-                    moves = abs(a * b) > 1e-280
-                    su[j] = a - step * b if moves else a
-                    sv[j] = b - step * a if moves else b
+        xi = np.empty(BLOCK * modes)
+        for begin in range(0, len(eta), BLOCK):
+            count = min(BLOCK, len(eta) - begin)
+            fill_row(keys[seed], 0, (first + begin) * modes, xi[: count * modes])
+            for level in range(levels):
+                su, sv, sigma = u[seed, level], v[seed, level], sigmas[level]
+                for k in range(count):
+                    rate = eta[begin + k]
+                    for j in range(modes):
+                        a, b = su[j], sv[j]
+                        step = rate * (a * b - singular[j] + sigma * xi[k * modes + j])
+                        moves = abs(a * b) > 1e-280
+                        su[j] = a - step * b if moves else a
+                        sv[j] = b - step * a if moves else b
 
 
 def general_sgd(

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from simulators.integrate import check_run, integrate
 from simulators.noise import BrownianIncrements
-from simulators.normals import fill_row
 from simulators.scalar import exponentials
 from theory.device import has_triton, say_once
 from theory.diagonal_sde import DiagonalSDE
+from theory.normals import fill_row
 from theory.problem import Regression
 from theory.sde import ExactCovariance, LabelNoise
 from theory.trajectory import Probe, Recorder, Trajectory

@@ -15,8 +15,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from simulators.normals import BLOCK, LANES, fill_block, normals_key
 from simulators.scalar import check_records
+from theory.normals import BLOCK, LANES, fill_block, normals_key
 
 PATHS = BLOCK // 2  # that advance together, two normals each
 FLOOR = 1e-140  # a path stays where both weights are below this

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simulators.normals import fill_rows, normals_key
 from simulators.normals_torch import normal_rows
+from theory.normals import fill_rows, normals_key
 
 TOGETHER, TOGETHER_ON_GPU = 1 << 18, 1 << 22  # normals held at once, which has no effect on their values
 
@@ -28,7 +28,7 @@ class BrownianIncrements:
             on every device, and rounded to the dtype; devices differ by the rounding of ln, sin and cos.
 
     Attributes:
-        key: of the rows of :mod:`simulators.normals`; fine step k of path p, channel c is number p·channels + c of
+        key: of the rows of :mod:`theory.normals`; fine step k of path p, channel c is number p·channels + c of
             row k, for loops that draw for themselves.
     """
 

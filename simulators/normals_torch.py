@@ -1,4 +1,4 @@
-"""The normals of :mod:`simulators.normals` in plain torch, on any device: the same integers, the same transform.
+"""The normals of :mod:`theory.normals` in plain torch, on any device: the same integers, the same transform.
 
 Integers are equal bit for bit; the normals differ by the rounding of the device's ln, sin and cos (a few 1e-16 of |z|).
 On CUDA devices a Triton kernel makes the same numbers in one pass, where there is Triton.
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simulators.normals import BLOCK, LANES
 from theory.device import has_triton
+from theory.normals import BLOCK, LANES
 
 _LOW = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

@@ -1,4 +1,4 @@
-"""The normals of :mod:`simulators.normals` inside Triton kernels. Import it only where there is Triton.
+"""The normals of :mod:`theory.normals` inside Triton kernels. Import it only where there is Triton.
 
 The transform is the CPU's, operation by operation, so that what differs is the contraction of products and sums.
 A Python float on its own is float32 to Triton: constants stand beside float64 tensors, parameters come in tensors.
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simulators.normals import BLOCK, LANES
+from theory.normals import BLOCK, LANES
 
 GROUP = tl.constexpr(LANES)
 WHOLE = tl.constexpr(BLOCK)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from simulators.integrate import check_run
 from simulators.noise import BrownianIncrements
-from simulators.normals import fill_rows
 from theory.lanes import (
     LANES,
     add,
@@ -34,6 +33,7 @@ from theory.lanes import (
     tile_where_rows_positive,
     zero,
 )
+from theory.normals import fill_rows
 from theory.problem import Regression
 from theory.relu import Isotropic, LossName, MeasuredLevel, ReluSDE
 from theory.relu_network import ReluNetwork

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from simulators.normals import BLOCK, fill_row, normals_key
 from theory.device import has_triton
+from theory.normals import BLOCK, fill_row, normals_key
 
 FLOOR = 1e-145  # below it |θ| stays put: no path comes back from there, and its square is still a normal number
 MAGIC = 1.5 * 2.0**52  # floats of this size are whole numbers

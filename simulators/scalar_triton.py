@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from simulators.normals import BLOCK
 from simulators.normals_triton import normal_quarters, signed
+from theory.normals import BLOCK
 
 _LANES = tl.constexpr(64)
 

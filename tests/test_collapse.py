@@ -7,10 +7,10 @@ import sympy as sp
 from scipy import stats
 
 from simulators.neuron import REACH, TABLE_ERROR, neuron_sums, single_neuron, tabulate
-from simulators.normals import fill_row, normals_key
 from simulators.scalar import quartic_well as simulate
 from theory import collapse
 from theory.collapse_data import neuron_data
+from theory.normals import fill_row, normals_key
 from theory.one_dimensional import geometric_brownian_motion, logistic, ornstein_uhlenbeck, quartic_well
 from theory.stochastic_logistic import StochasticLogistic, _tr_bdf2, evolve, log_step_moments, start
 from theory.symbolic import SymbolicModel

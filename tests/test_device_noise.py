@@ -9,10 +9,10 @@ import torch
 
 from nets.sampling import BatchStream
 from simulators.noise import BrownianIncrements
-from simulators.normals import LANES, fill_rows, normals_key
-from simulators.normals import philox as philox_on_cpu
 from simulators.normals_torch import normal_rows, philox
 from theory.minibatch import Minibatch
+from theory.normals import LANES, fill_rows, normals_key
+from theory.normals import philox as philox_on_cpu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDING = 4e-15  # of numbers up to 7.6 whose logarithm, sine and cosine are rounded elsewhere

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simulators.normals import BLOCK, LANES, fill_row, fill_rows, normals_key, philox
+from theory.normals import BLOCK, LANES, fill_row, fill_rows, normals_key, philox
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_equals_the_published_scan_to_the_entry(normalize):
     assert dropped > 500
 
 
-@pytest.mark.parametrize("kind", ["copies", "near the threshold", "almost constant", "tiny"])
+@pytest.mark.parametrize("kind", ["copies", "near the threshold", "almost constant", "tiny", "another's head"])
 def test_many_units_are_screened_without_a_difference(kind):
     generator = np.random.default_rng(1)
     phi = activations(generator, 1500, SCREENED + 44)
@@ -76,6 +76,11 @@ def test_many_units_are_screened_without_a_difference(kind):
         phi = np.maximum(common + 0.1 * generator.standard_normal(phi.shape), 0)
         correlation = np.corrcoef(phi.T)
         threshold = float(np.median(correlation))
+    elif kind == "another's head":  # on the first inputs most like a unit that it is no duplicate of
+        threshold, phi = 0.6, np.maximum(generator.standard_normal(phi.shape), 0)
+        for unit in range(20):
+            phi[:512, unit], phi[512:, unit] = phi[:512, unit + 50], phi[512:, unit + 100]
+        assert len(scan(phi, threshold, False)[0]) == phi.shape[1] - 20
     else:
         threshold = 0.95
         phi[:, 5:9] = {"copies": phi[:, 9:13], "almost constant": 1e5 + phi[:, 9:13], "tiny": 1e-30 * phi[:, 9:13]}[

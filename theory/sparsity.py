@@ -5,8 +5,7 @@ Leading axes of the arguments are batch axes (schedules, seeds, times); results 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -65,9 +64,11 @@ def largest_later(correlation: Tensor) -> Tensor:
 def _screened_duplicates(activations: Tensor, weights: Tensor, alive: Tensor, threshold: float) -> Tensor | None:
     """The same for many units: most pairs are settled by an eighth of the inputs, the rest in float32, few in float64.
 
-    With standardised columns c split into a head and a rest, |⟨c_i, c_j⟩| ≤ |head part| + ‖rest of c_i‖ ‖rest of c_j‖.
-    n rounding errors of float32 shift a correlation by at most n ε; units that close to the threshold are settled in
-    float64. ``None`` where a unit varies so little around its mean that float32 could miss it.
+    With standardised columns c split into a head and a rest, |⟨c_i, c_j⟩| ≤ |head part| + ‖rest of c_i‖ ‖rest of c_j‖:
+    a unit that no pair brings over the threshold is none. Others are held against the later unit that is most like
+    them on the head, and what that leaves open against all. n rounding errors of float32 shift a correlation by at
+    most n ε; units that close to the threshold are settled in float64. ``None`` where a unit varies so little around
+    its mean that float32 could miss it.
     """
     n, units = activations.shape
     chunks = list(zip(activations.split(ROWS), weights.split(ROWS), strict=True))  # they stay in cache
@@ -77,20 +78,33 @@ def _screened_duplicates(activations: Tensor, weights: Tensor, alive: Tensor, th
     if (alive & (variance <= 1e-6 * square).squeeze(0)).any():
         return None
     scale, margin = torch.where(alive, variance.rsqrt(), 0.0), n * torch.finfo(torch.float32).eps
-    normed = (torch.addcmul(-mean, rows.double(), w).mul_(scale).float() for rows, w in chunks)
+    first = -(-len(chunks) // 8)
+
+    def normed(parts: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        return (torch.addcmul(-mean, rows.double(), w).mul_(scale).float() for rows, w in parts)
+
     every = torch.arange(units, device=alive.device)
-    head = _products(itertools.islice(normed, -(-len(chunks) // 8)), every, units)
+    head = _products(normed(chunks[:first]), every, units)
     rest = (1 - head.diagonal()).clamp(min=0).sqrt()
     reachable = (largest_later(head.abs() + rest * rest.unsqueeze(1)) > threshold - margin).nonzero().squeeze(-1)
-    correlation = head[reachable] + _products(normed, reachable, units)
-    largest = correlation.abs().where(every > reachable.unsqueeze(1), 0.0).amax(-1)
-    duplicate = torch.zeros_like(alive)
-    duplicate[reachable] = largest > threshold + margin
-    close = reachable[(largest - threshold).abs() <= margin]
-    if len(close):
-        exact = _standardized(activations.double() * weights)
-        correlation = (exact[:, close].T @ exact).abs()
-        duplicate[close] = ((correlation > threshold) & (every > close.unsqueeze(1))).any(-1)
+    later = every > reachable.unsqueeze(1)
+    like = (head[reachable].abs() * head.diagonal().rsqrt().nan_to_num(0.0, 0.0)).where(later, -1.0)
+    partner = like.argmax(1)
+    pair = head[reachable, partner]
+    for part in normed(chunks[first:]):
+        pair += (part[:, reachable] * part[:, partner]).sum(0)
+    duplicate, settled = torch.zeros_like(alive), pair.abs() > threshold + margin
+    duplicate[reachable[settled]] = True
+    open_, later = reachable[~settled], later[~settled]
+    if len(open_):
+        correlation = head[open_] + _products(normed(chunks[first:]), open_, units)
+        largest = correlation.abs().where(later, 0.0).amax(-1)
+        duplicate[open_] = largest > threshold + margin
+        close = open_[(largest - threshold).abs() <= margin]
+        if len(close):
+            exact = _standardized(activations.double() * weights)
+            correlation = (exact[:, close].T @ exact).abs()
+            duplicate[close] = ((correlation > threshold) & (every > close.unsqueeze(1))).any(-1)
     return duplicate
 
 

@@ -68,11 +68,11 @@ def write_report(folder: Path, runs: Sequence[Saved]) -> None:
     write_text(folder / "report.md", markdown(checks))
 
 
-def draw_figures(run: Saved) -> None:
-    """The report's figures of a run as SVG in its folder, so that the report has them at hand."""
+def draw_figures(run: Saved, share: slice = slice(None)) -> None:
+    """The report's figures of a run, or a share of them, as SVG in its folder: the report has them at hand."""
     with writing(run.folder):
         (run.folder / FIGURES).mkdir(exist_ok=True)
-        for name, draw in _figures(run).items():
+        for name, draw in list(_figures(run).items())[share]:
             write_text(run.folder / FIGURES / f"{name}.svg", svg(draw()))
 
 

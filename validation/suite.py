@@ -32,12 +32,12 @@ SUITES = {
 """Name and summary; the module ``validation.<name>`` has a function ``run(settings, device, progress)``."""
 
 COST = {
-    "bouncing": (115, 1500),
-    "diagonal": (60, 1200),
-    "stabilization": (4, 400),
-    "collapse": (55, 1200),
-    "relu": (90, 1300),
-    "resnet": (130, 800),
+    "bouncing": (95, 1500),
+    "diagonal": (45, 1200),
+    "stabilization": (3, 400),
+    "collapse": (50, 1200),
+    "relu": (55, 1300),
+    "resnet": (90, 800),
 }
 """Seconds on one core, figures included, and MiB at quick size."""
 

@@ -188,7 +188,7 @@ def _local(pending: Sequence[int], tasks: Sequence[Task], workers: int, schedule
             ran += [tasks[number]] if result.fresh and tasks[number].draw else []
             yield number, result
         for task in ran:
-            _draw(task)
+            _draw(task, slice(None))
         return
     others = set(multiprocessing.active_children())
     start_server(suites)
@@ -198,7 +198,8 @@ def _local(pending: Sequence[int], tasks: Sequence[Task], workers: int, schedule
         for future in as_completed(futures):
             number, result = future.result()
             if result.fresh and tasks[number].draw:
-                drawings.append(pool.submit(_draw, tasks[number]))
+                shares = (slice(first, None, workers) for first in range(workers))
+                drawings += [pool.submit(_draw, tasks[number], share) for share in shares]
             yield number, result
         wait(drawings)  # what could not be drawn here the report draws, and says why it cannot
     except BaseException:
@@ -209,11 +210,11 @@ def _local(pending: Sequence[int], tasks: Sequence[Task], workers: int, schedule
         pool.shutdown(cancel_futures=True)
 
 
-def _draw(task: Task) -> None:
-    """The report's figures of a run that is done."""
+def _draw(task: Task, share: slice) -> None:
+    """A share of the report's figures of a run that is done."""
     from validation.report import draw_figures
 
-    draw_figures(load(Path(task.root) / task.name))
+    draw_figures(load(Path(task.root) / task.name), share)
 
 
 def _begin_worker() -> None:
