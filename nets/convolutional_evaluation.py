@@ -41,7 +41,7 @@ class ConvolutionalEvaluation:
             for which in ("running_mean", "running_var"):
                 self._statistics[f"{name}.{which}"] = end
                 end += part.num_features
-        self._plans = dict[tuple[object, ...], Plan]()
+        self._s, self._plans = end - self.p, dict[tuple[object, ...], Plan]()
 
     def statistics(self, theta: Tensor, X: Tensor, chunk: int) -> Tensor:
         """BatchNorm's means and variances one after the other, shape (R, s): means over chunks of X in train mode.
@@ -57,6 +57,9 @@ class ConvolutionalEvaluation:
         Raises:
             ValueError: a single number a channel, which has no variance.
         """
+        if chunk < 1:
+            raise ValueError(f"chunks of {chunk} images do not fit the network: choose 1 or more.")
+        self._check(theta, theta[:, self.p :], X)
         if not self._norms:
             return theta[:, :0]
         chunk = min(chunk, len(X))
@@ -91,6 +94,9 @@ class ConvolutionalEvaluation:
 
     def _passes(self, theta: Tensor, statistics: Tensor, X: Tensor, blocks: Sequence[str]) -> list[Tensor]:
         """Outputs, and what these blocks put out."""
+        if statistics.shape[1:] != (self._s,):
+            raise ValueError(f"statistics of shape {tuple(statistics.shape)} do not fit: give (R, {self._s}).")
+        self._check(theta, statistics, X)
         runs = [self._run(row, X, blocks) for row in torch.cat([theta, statistics], 1)]
         return [torch.stack(parts) for parts in zip(*runs, strict=True)]
 
@@ -105,6 +111,18 @@ class ConvolutionalEvaluation:
                 found = passes(made, row.expand(len(chunks), -1), chunks, held)
                 pieces.append([one.unflatten(1, (chunk, -1)).flatten(0, 1).mT.flatten(1) for one in found])
         return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    def _check(self, theta: Tensor, statistics: Tensor, X: Tensor) -> None:
+        """The loops check nothing."""
+        kinds = {(part.dtype, part.device.type) for part in (theta, statistics, X)}
+        if theta.ndim != 2 or theta.shape[1] != self.p or len(statistics) != len(theta) or X.ndim != 4 or not len(X):
+            shapes = ", ".join(str(tuple(part.shape)) for part in (theta, statistics, X))
+            raise ValueError(
+                f"θ, statistics and images of shapes {shapes} do not fit: give (R, {self.p}), (R, s) and (n, channels, "
+                "height, width)."
+            )
+        if len(kinds) > 1 or kinds.pop() not in {(dtype, "cpu") for dtype in PRECISIONS}:
+            raise ValueError("θ, statistics and images of these kinds do not fit: convert them to one, on the CPU.")
 
     def _plan(self, shape: Sequence[int], training: bool) -> Plan:
         images, channels, height, width = shape

@@ -62,22 +62,24 @@ class ConvolutionalGradient:
         return gradient, losses.mean(-1)
 
     def weighted_gradient(
-        self, theta: Tensor, X: Tensor, y: Tensor, weights: Tensor | None, slopes: Tensor | None = None
-    ) -> Tensor:
+        self, theta: Tensor, X: Tensor, y: Tensor, weights: Tensor | None, slopes: Tensor | None = None,
+        minibatches: int = 1,
+    ) -> Tensor:  # fmt: skip
         """∂/∂θ of Σ_i w_i ℓ_i(θ) + Σ_i ⟨s_i, h_θ(x_i)⟩, shape (R, p).
 
         Args:
             y: class numbers, shape (R or 1, B), or targets, shape (R or 1, B, outputs).
             weights: w of either sign, shape (R, B); 0 where None.
             slopes: s, shape (R, B, outputs); 0 where None.
+            minibatches: so many of equal size, one after the other; BatchNorm normalises each by itself.
         """
         weights = theta.new_zeros(X.shape[1]) if weights is None else weights
-        return self._both(theta, X, y, weights, slopes)[0]
+        return self._both(theta, X, y, weights, slopes, minibatches)[0]
 
     def _both(
-        self, theta: Tensor, X: Tensor, y: Tensor, weights: Tensor, slopes: Tensor | None
+        self, theta: Tensor, X: Tensor, y: Tensor, weights: Tensor, slopes: Tensor | None, minibatches: int = 1
     ) -> tuple[Tensor, Tensor]:
-        (R, B), made = self._sizes(theta, X, y), self._plan(X)
+        (R, B), made = self._sizes(theta, X, y), self._plan(X, minibatches)
         gradient, losses = torch.zeros_like(theta), theta.new_empty(R, B)
         slopes = theta.new_zeros(R, B, made.outputs) if slopes is None else slopes.reshape(R, B, made.outputs)
         target = self._targets(y, made.outputs).to(theta)
@@ -124,11 +126,15 @@ class ConvolutionalGradient:
             raise ValueError("compiled gradients take θ and samples of one precision on the CPU: convert one.")
         return len(theta), X.shape[1]
 
-    def _plan(self, X: Tensor) -> Plan:
-        key = tuple(X.shape[1:])
+    def _plan(self, X: Tensor, minibatches: int = 1) -> Plan:
+        images, *shape = X.shape[1:]
+        if images % minibatches:
+            raise ValueError(f"{images} samples do not make {minibatches} minibatches of equal size: give as many.")
+        key = (minibatches, images, *shape)
         if key not in self._plans:
-            images, channels, height, width = key
-            self._plans[key] = plan(self._module, self._places, images, (channels, height, width))
+            channels, height, width = shape
+            size = (channels, height, width)
+            self._plans[key] = plan(self._module, self._places, images, size, spans=minibatches)
         return self._plans[key]
 
     def _targets(self, y: Tensor, count: int) -> Tensor:

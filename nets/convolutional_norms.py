@@ -13,9 +13,7 @@ _COMPILED = {"cache": True, "boundscheck": False, "error_model": "numpy"}
 @njit(**_COMPILED)  # type: ignore[untyped-decorator]
 def _spans(op, B):  # type: ignore[no-untyped-def]
     """How many sets of rows are normalised by themselves, rows in each, channels in a group."""
-    if op.group:
-        return B, op.x_pixels, op.group
-    return 1, B * op.x_pixels, 1
+    return op.spans, B // op.spans * op.x_pixels, max(op.group, 1)
 
 
 @njit(**_COMPILED)  # type: ignore[untyped-decorator]

@@ -27,13 +27,13 @@ OPERATION = np.dtype(
     [(name, np.int64) for name in (
         "kind", "x", "x_gradient", "x_again", "y", "y_gradient", "z", "z_gradient", "z_again", "x_pixels", "y_pixels",
         "x_channels", "y_channels", "inputs", "outputs", "weight", "bias", "taps", "forward", "backward", "by_tap",
-        "function", "group", "own", "statistics",
+        "function", "group", "spans", "own", "statistics",
     )] + [("epsilon", np.float64)]
 )  # fmt: skip
 """One operation y = f(x) or x + z: buffers of values and gradients (-1: no gradient is wanted; ``_again``: there is one
 already, to which it adds), sizes, places of weights in θ (-1: none), places of its tables of taps, its function or the
-channels of a group (:data:`TOGETHER`: a whole minibatch is normalised; :data:`GIVEN`: by statistics in θ), working
-memory of its own, statistics in a buffer or, the means before the variances, in θ."""
+channels of a group (:data:`TOGETHER`: images are normalised together, in ``spans``; :data:`GIVEN`: by statistics in θ),
+working memory of its own, statistics in a buffer or, the means before the variances, in θ."""
 
 _ACTIVATIONS: dict[Any, int] = {
     nn.ReLU: RELU, nn.Tanh: TANH, nn.Sigmoid: SIGMOID, torch.relu: RELU, functional.relu: RELU, "relu": RELU,
@@ -103,13 +103,15 @@ class _Value:
 
 
 def plan(
-    module: nn.Module, places: dict[str, int], images: int, shape: tuple[int, int, int], parts: Sequence[str] = ()
-) -> Plan:
+    module: nn.Module, places: dict[str, int], images: int, shape: tuple[int, int, int], parts: Sequence[str] = (),
+    spans: int = 1,
+) -> Plan:  # fmt: skip
     """The plan for minibatches of so many images of shape (channels, height, width).
 
     Args:
         places: by name, where each parameter begins in θ, and where BatchNorm's running statistics do if it uses them.
         parts: submodules whose outputs are wanted.
+        spans: so many minibatches, one after the other; BatchNorm normalises each by itself.
 
     Raises:
         UnknownModuleError: another operation, a parameter outside θ, other buffers, images that a layer does not take.
@@ -124,7 +126,7 @@ def plan(
     if any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
         raise UnknownModuleError("it has forward hooks, which may change what it computes.")
     wanted = {name: tracer.ends.get(name) for name in parts}
-    return _Compiler(module, places, images, shape, wanted).compiled(graph)
+    return _Compiler(module, places, images, shape, wanted, spans).compiled(graph)
 
 
 class _Tracer(fx.Tracer):
@@ -143,10 +145,10 @@ class _Tracer(fx.Tracer):
 class _Compiler:
     def __init__(
         self, module: nn.Module, places: dict[str, int], images: int, shape: tuple[int, int, int],
-        wanted: dict[str, fx.Node | None],
+        wanted: dict[str, fx.Node | None], spans: int,
     ) -> None:  # fmt: skip
         self._modules, self._places, self._shape = dict(module.named_modules()), places, shape
-        self._wanted, self._norms = wanted, dict[str, tuple[Held, int]]()
+        self._spans, self._wanted, self._norms = spans, wanted, dict[str, tuple[Held, int]]()
         self._images, self._padded = images, -(-images // LANES) * LANES
         self._values: dict[fx.Node, _Value] = {}
         self._operations: list[dict[str, Any]] = []
@@ -251,10 +253,11 @@ class _Compiler:
             own = self._new(2 * x.stored)
             return self._in_place(node, NORM, x, group=GIVEN, own=own, statistics=mean, **fields)
         group = x.channels // part.num_groups if isinstance(part, nn.GroupNorm) else TOGETHER
-        y, statistics = self._value(NORM, x.channels, x.image), self._new(2 * x.stored * (self._images if group else 1))
+        spans = self._images if group else self._spans
+        y, statistics = self._value(NORM, x.channels, x.image), self._new(2 * x.stored * spans)
         self._add(
-            kind=NORM, x=x, y=y, inputs=x.channels, outputs=x.channels, group=group, own=self._new(8 * x.stored),
-            statistics=statistics, **fields,
+            kind=NORM, x=x, y=y, inputs=x.channels, outputs=x.channels, group=group, spans=spans,
+            own=self._new(8 * x.stored), statistics=statistics, **fields,
         )  # fmt: skip
         if group == TOGETHER:
             self._norms[name] = (Held(statistics, 2, x.stored, x.channels), self._images * math.prod(x.image))

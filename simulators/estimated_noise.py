@@ -38,19 +38,17 @@ def isotropic_gradient(gradients: Tensor, normals: Tensor) -> Tensor:
     return mean + ((1 - 1 / groups) * trace / p).sqrt().unsqueeze(-1) * normals
 
 
-def gaussian_gradient(gradients: Tensor, normals: Tensor) -> Tensor:
-    """ḡ + Σ_m ξ_m (g_m - ḡ)/√M of M minibatch gradients, shapes (..., M, p) and (..., M) → (..., p).
+def gaussian_weights(normals: Tensor) -> Tensor:
+    """a_m = 1/M + (ξ_m - ξ̄)/√M from normals (..., M): Σ_m a_m g_m = ḡ + Σ_m ξ_m (g_m - ḡ)/√M.
 
-    Mean and covariance are those of one minibatch gradient: given the M gradients the sum has covariance (1 - 1/M) S,
-    S = Σ_m (g_m - ḡ)(g_m - ḡ)ᵀ/(M - 1) unbiased, and ḡ has the rest, C/M. For M → ∞ the law is Gaussian.
+    Mean and covariance of that sum of M minibatch gradients are those of one: given the M gradients it has covariance
+    (1 - 1/M) S, S = Σ_m (g_m - ḡ)(g_m - ḡ)ᵀ/(M - 1) unbiased, and ḡ has the rest, C/M. For M → ∞ the law is Gaussian.
 
     Raises:
-        ValueError: fewer than two gradients.
+        ValueError: fewer than two minibatches.
     """
-    groups, _ = _at_least_two(gradients)
-    mean = gradients.mean(-2)
-    kicks = normals.unsqueeze(-2) @ (gradients - mean.unsqueeze(-2))
-    return mean + kicks.squeeze(-2) / groups**0.5
+    groups = _at_least_two(normals.unsqueeze(-1))[0]
+    return 1 / groups + (normals - normals.mean(-1, keepdim=True)) / groups**0.5
 
 
 def run_isotropic(
@@ -65,28 +63,36 @@ def run_isotropic(
     Raises:
         ValueError: fewer than two groups, a step size or batch that cannot be used, a bad start.
     """
+
+    def kick(y: Tensor, rows: Tensor, normals: Tensor) -> Tensor:
+        weights = torch.full((len(y) * groups, rows.shape[2]), 1 / rows.shape[2], dtype=y.dtype, device=y.device)
+        every = network.weighted_gradient(y.repeat_interleave(groups, 0), weights, rows=rows.flatten(0, 1))
+        return isotropic_gradient(every.view(len(y), groups, -1), normals)
+
     return _run(
-        isotropic_gradient, "isotropic", network.p, network, y0, step_size, steps, seed, minibatch, groups, probes,
-        first_step,
-    )  # fmt: skip
+        kick, "isotropic", network.p, network, y0, step_size, steps, seed, minibatch, groups, probes, first_step
+    )
 
 
 def run_gaussian(
     network: Network, y0: Tensor, step_size: StepSize | Tensor, steps: int, seed: int,
     minibatch: Minibatch | None = None, groups: int = 8, probes: Mapping[str, Probe] | None = None, first_step: int = 0,
 ) -> Trajectory:  # fmt: skip
-    """θ ← θ - η (:func:`gaussian_gradient` + λθ); arguments, costs and errors are those of :func:`run_isotropic`."""
-    return _run(
-        gaussian_gradient, "gaussian", groups, network, y0, step_size, steps, seed, minibatch, groups, probes,
-        first_step,
-    )  # fmt: skip
+    """θ ← θ - η (Σ_m a_m g_m + λθ), a = :func:`gaussian_weights`; the rest is as for :func:`run_isotropic`."""
+
+    def kick(y: Tensor, rows: Tensor, normals: Tensor) -> Tensor:
+        weights = (gaussian_weights(normals) / rows.shape[2]).repeat_interleave(rows.shape[2], 1)
+        return network.weighted_gradient(y, weights, rows=rows.flatten(1), minibatches=groups)
+
+    return _run(kick, "gaussian", groups, network, y0, step_size, steps, seed, minibatch, groups, probes, first_step)
 
 
 def _run(
-    estimate: Callable[[Tensor, Tensor], Tensor], stream: str, channels: int, network: Network, y0: Tensor,
+    kick: Callable[[Tensor, Tensor, Tensor], Tensor], stream: str, channels: int, network: Network, y0: Tensor,
     step_size: StepSize | Tensor, steps: int, seed: int, minibatch: Minibatch | None, groups: int,
     probes: Mapping[str, Probe] | None, first_step: int,
 ) -> Trajectory:  # fmt: skip
+    """``kick``: states (paths, p), samples of their minibatches (paths, M, B) and normals ↦ the noisy gradient."""
     y0 = y0.unsqueeze(0) if y0.ndim == 1 else y0
     minibatch = minibatch or Minibatch()
     draws = Minibatches(seed, stream, network.n, minibatch, groups, len(y0))
@@ -94,11 +100,7 @@ def _run(
     sizes = step_sizes(step_size, 1, steps, y0)
 
     def update(k: int, y: Tensor) -> Tensor:
-        rows = draws(k).flatten(0, 1).to(y.device)
-        weights = torch.full(rows.shape, 1 / minibatch.size, dtype=y.dtype, device=y.device)
-        every = y.repeat_interleave(groups, 0)
-        gradients = network.weighted_gradient(every, weights, rows=rows).view(len(y), groups, -1)
-        return y - sizes[k] * (estimate(gradients, noise(k)) + network.weight_decay * y)
+        return y - sizes[k] * (kick(y, draws(k).to(y.device), noise(k)) + network.weight_decay * y)
 
     return iterate(update, y0, steps, probes or {}, first_step)
 

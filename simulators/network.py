@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-Gradients = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+Gradients = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Network:
         batch_statistics: BatchNorms normalise by the samples of each call (and keep no running statistics): then only
             losses of whole minibatches mean anything, which is enough for SVAG and not for the SDEs.
         gradients: :meth:`weighted_gradient` found in another way than by automatic differentiation, a function of θ
-            (paths, p), X and y of each path's samples (paths, m, ...) or of all paths' (1, m, ...), w and c.
+            (paths, p), X and y of each path's samples (paths, m, ...) or of all paths' (1, m, ...), w, c and how many
+            minibatches the samples are.
 
     Raises:
         ValueError: a module without per-sample losses (BatchNorm on batch statistics, dropout), or bad data.
@@ -153,8 +154,9 @@ class Network:
         return self.weighted_gradient(theta, mean) + self.weight_decay * theta
 
     def weighted_gradient(
-        self, theta: Tensor, weights: Tensor | None, cotangent: Tensor | None = None, rows: Tensor | None = None
-    ) -> Tensor:
+        self, theta: Tensor, weights: Tensor | None, cotangent: Tensor | None = None, rows: Tensor | None = None,
+        minibatches: int = 1,
+    ) -> Tensor:  # fmt: skip
         """∇_θ [Σ_i w_i ℓ_i(θ) + Σ_i ⟨c_i, h_θ(x_i)⟩] in one backward pass (a few with ``chunk_size``).
 
         Args:
@@ -162,10 +164,14 @@ class Network:
             weights: w of either sign, shape (paths, m), or None for w = 0.
             cotangent: c, shape (paths, m, outputs).
             rows: the samples meant, shape (paths, m); all n by default.
+            minibatches: so many of equal size, one after the other in ``rows``: with ``batch_statistics`` each is
+                normalised by itself.
 
         Returns:
             shape (paths, p); no weight decay.
         """
+        if minibatches > 1 and self.batch_statistics and rows is not None:
+            return self._of_minibatches(theta, weights, cotangent, rows, minibatches)
         alone = len(theta) == 1 and self._gradients is None
         gradient = self._gradient_of_one if alone else self._gradients_of_many
         total = None
@@ -174,6 +180,16 @@ class Network:
             summand = gradient(theta, w, c, part if rows is None else rows[:, part])
             total = summand if total is None else total.add_(summand)
         return torch.zeros_like(theta) if total is None else total
+
+    def _of_minibatches(
+        self, theta: Tensor, w: Tensor | None, c: Tensor | None, rows: Tensor, minibatches: int
+    ) -> Tensor:
+        if self._gradients is not None:
+            return self._gradients(theta.detach(), self.X[rows], self.y[rows], w, c, minibatches)
+        w, c = (None if a is None else a.unflatten(1, (minibatches, -1)).flatten(0, 1) for a in (w, c))
+        each = rows.unflatten(1, (minibatches, -1)).flatten(0, 1)
+        apart = self.weighted_gradient(theta.repeat_interleave(minibatches, 0), w, c, each)
+        return apart.unflatten(0, (-1, minibatches)).sum(1)
 
     def _gradient_of_one(self, theta: Tensor, w: Tensor | None, c: Tensor | None, rows: slice | Tensor) -> Tensor:
         rows = rows if isinstance(rows, slice) else rows[0]
@@ -187,7 +203,7 @@ class Network:
         if self._gradients is not None:
             if isinstance(rows, slice):
                 X, y = X.unsqueeze(0), y.unsqueeze(0)
-            return self._gradients(theta.detach(), X, y, w, c)
+            return self._gradients(theta.detach(), X, y, w, c, 1)
         data = None if isinstance(rows, slice) else 0
         axes = (0, data, data, None if w is None else 0, None if c is None else 0)
         # The forward pass is batched, the backward pass follows it: faster than batching both.

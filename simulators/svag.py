@@ -87,13 +87,9 @@ def svag_gradient(network: Network, theta: Tensor, pairs: Tensor, l: int) -> Ten
     paths, _, size = pairs.shape
     weights = torch.tensor(amplitudes(l), dtype=theta.dtype, device=theta.device) / size
     rows, weights = (pairs[:, :1], weights[:1]) if l == 1 else (pairs, weights)
-    if network.batch_statistics:  # each minibatch is normalised by itself
-        each, apart = weights.repeat(paths).unsqueeze(1).expand(-1, size), theta.repeat_interleave(len(weights), 0)
-        gradients = network.weighted_gradient(apart, each, rows=rows.flatten(0, 1).to(theta.device))
-        gradient = gradients.view(paths, len(weights), -1).sum(1)
-    else:
-        each = weights.repeat_interleave(size).expand(paths, -1)
-        gradient = network.weighted_gradient(theta, each, rows=rows.flatten(1).to(theta.device))
+    each = weights.repeat_interleave(size).expand(paths, -1)
+    rows = rows.flatten(1).to(theta.device)
+    gradient = network.weighted_gradient(theta, each, rows=rows, minibatches=len(weights))
     return gradient.add_(theta, alpha=network.weight_decay)
 
 

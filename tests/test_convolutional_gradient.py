@@ -211,6 +211,29 @@ def test_signed_weights_and_slopes_and_targets_that_are_no_class():
     torch.testing.assert_close(compiled(theta, X, soft)[0], expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("size", [8, 3])
+def test_minibatches_of_one_pass_are_normalised_each_by_itself(size):
+    module = on_batch_statistics(resnet((4, 8), norm="batch"))
+    _, theta = states(module)
+    X, labels = samples(batch=3 * size)
+    weights = torch.randn(RUNS, 3 * size, generator=torch.Generator().manual_seed(3), dtype=DOUBLE)
+    compiled = ConvolutionalGradient(module, "cross-entropy")
+    data = X.flatten(0, 1), labels.flatten(), CLASSES
+    plain = Network(module, *data, batch_statistics=True)
+    given = Network(module, *data, batch_statistics=True, gradients=compiled.weighted_gradient)
+    rows = torch.arange(RUNS * 3 * size).view(RUNS, -1)
+    first, second = (network.weighted_gradient(theta, weights, None, rows, 3) for network in (plain, given))
+    parts = [
+        plain.weighted_gradient(theta, weights[:, part], None, rows[:, part])
+        for part in (slice(0, size), slice(size, 2 * size), slice(2 * size, None))
+    ]
+    torch.testing.assert_close(first, sum(parts), rtol=0, atol=1e-12 * float(first.abs().max()))
+    torch.testing.assert_close(second, first, rtol=0, atol=1e-12 * float(first.abs().max()))
+    assert (plain.weighted_gradient(theta, weights, None, rows) - first).norm() > 0.01 * first.norm()
+    with pytest.raises(ValueError, match="minibatches of equal size"):
+        given.weighted_gradient(theta, weights, None, rows, 2 if size == 3 else 5)
+
+
 def test_bits_do_not_depend_on_company_or_threads_and_nan_stays_at_home(monkeypatch):
     module = on_batch_statistics(resnet((8, 16), norm="batch", dtype=torch.float32))
     net, theta = states(module)
@@ -256,6 +279,7 @@ def unknown_modules():
     linear = nn.Linear(8, 10)
     yield "max pooling", [conv(), nn.MaxPool2d(2), *head, linear]
     yield "gelu", [conv(), nn.GELU(), *head, linear]
+    yield "an activation of the images", [nn.ReLU(), conv(), *head, linear]
     yield "dilation", [nn.Conv2d(1, 8, 3, dilation=2), *head, linear]
     yield "groups", [conv(), nn.Conv2d(8, 8, 3, groups=2), *head, linear]
     yield "reflection", [conv(padding_mode="reflect"), *head, linear]

@@ -15,6 +15,8 @@ DATA = digits(24)
 NETS = {
     "tanh": lambda: mlp((64, 3, 10)),
     "ReLU": lambda: mlp((64, 3, 10), nn.ReLU),
+    "deep, no bias": lambda: mlp((64, 3, 18, 10), nn.Sigmoid, bias=False),
+    "linear": lambda: mlp((64, 17, 10), nn.Identity),
     "convolutions": lambda: resnet((2,), (1,), activation=nn.Tanh),
     "BatchNorm": lambda: warmed(resnet((2,), (1,), norm="batch")),
     "GroupNorm": lambda: resnet((2, 4), (1, 1), norm="group", activation=nn.SiLU),

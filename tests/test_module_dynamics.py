@@ -9,7 +9,7 @@ from torch import nn
 from nets.batch_statistics import on_batch_statistics
 from nets.images import digits
 from nets.resnet import resnet
-from simulators.estimated_noise import gaussian_gradient, isotropic_gradient, run_gaussian, run_isotropic
+from simulators.estimated_noise import gaussian_weights, isotropic_gradient, run_gaussian, run_isotropic
 from simulators.module_dynamics import Minibatches, ModuleDynamics, isotropic, svag
 from simulators.network import CROSS_ENTROPY, Network
 from simulators.network_sde import ExactCovarianceSDE
@@ -94,7 +94,8 @@ def test_gaussian_noise_has_mean_and_covariance_of_a_minibatch(groups):
     mixing = torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.5, 0.1]], dtype=DOUBLE)
     n = 40_000
     gradients = 1.0 + torch.randn(n, groups, 3, generator=generator, dtype=DOUBLE) @ mixing.T
-    drawn_gradients = gaussian_gradient(gradients, torch.randn(n, groups, generator=generator, dtype=DOUBLE))
+    weights = gaussian_weights(torch.randn(n, groups, generator=generator, dtype=DOUBLE))
+    drawn_gradients = (weights.unsqueeze(1) @ gradients).squeeze(1)
     covariance, found = mixing @ mixing.T, drawn_gradients.T.cov()
     scale = covariance.diagonal().sqrt()
     # Fourth moments exceed a Gaussian's, by a factor of at most 3 for M = 2.
@@ -186,7 +187,7 @@ def test_what_cannot_be_used_is_refused():
         (lambda: svag(minibatches, 0), "l = 0"),
         (lambda: Minibatches(nn.Flatten(), loss, drawn(X, y, 1)), "no trainable parameter"),
         (lambda: isotropic_gradient(torch.ones(1, 3), torch.ones(3)), "give 2 or more"),
-        (lambda: gaussian_gradient(torch.ones(1, 3), torch.ones(1)), "give 2 or more"),
+        (lambda: gaussian_weights(torch.ones(1)), "give 2 or more"),
         (lambda: isotropic(minibatches, 2, BrownianIncrements(0, "", 1, 3)), "does not fit"),
         (lambda: ModuleDynamics(minibatches.parameters, gradient, 0 * sizes), "positive numbers"),
         (lambda: ModuleDynamics(minibatches.parameters, gradient, sizes, momentum=-0.1), "momentum -0.1"),
