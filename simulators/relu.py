@@ -7,11 +7,13 @@ Equal to ``integrate(ReluSDE(network, problem, covariance), ...)`` on equal incr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
+import numba
 import numpy as np
 import torch
-from numba import njit, prange, uint64
+from numba import njit, uint64
 from torch import Tensor
 
 from simulators.integrate import check_run
@@ -86,17 +88,22 @@ def integrate_relu(
     bad = np.full((len(theta), LANES), -1, dtype=np.int64)
     X, y = (np.ascontiguousarray(part.numpy(), theta.dtype) for part in (problem.X, problem.y))
     shapes = np.array(network.shapes, dtype=np.int64)
-    block = max(BLOCK // (noise.paths * noise.channels), 1)
-    stops = sorted({*recorder.stops, *range(first_step, steps, block), first_step, steps})
+    together = max(BLOCK // (noise.paths * noise.channels), 1)
+    stops = sorted({*recorder.stops, *range(first_step, steps, together), first_step, steps})
     for begin, end in zip(stops, [*stops[1:], steps], strict=True):
         recorder.record(begin, _gather(theta, len(y0)))
         if end == begin:
             continue
         level = _levels(given, times[begin:end], len(y0))
-        _advance(
-            theta, bad, shapes, X, y, _normals(noise, begin, end), sizes[begin:end], scales[begin:end], level, kind,
-            loss == "logistic", begin,
-        )  # fmt: skip
+        xi = _normals(noise, begin, end)
+        block = (X, y, xi, sizes[begin:end], scales[begin:end], level, kind, loss == "logistic", begin)
+        threads = min(numba.get_num_threads(), len(theta))
+        if threads == 1:
+            _advance(theta, bad, shapes, *block, 0, 1)
+            continue
+        with ThreadPoolExecutor(threads) as pool:  # compiled in half the time of numba's own threads
+            for done in [pool.submit(_advance, theta, bad, shapes, *block, t, threads) for t in range(threads)]:
+                done.result()
     first_bad_step = torch.from_numpy(bad.reshape(-1)[: len(y0)].copy())
     return Trajectory(recorder.series(first_bad_step), _gather(theta, len(y0)), first_bad_step, ("path",))
 
@@ -148,10 +155,10 @@ def _gather(held: np.ndarray, paths: int) -> Tensor:
     return torch.from_numpy(held.transpose(0, 2, 1).reshape(-1, held.shape[1])[:paths].copy())
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def _advance(theta, bad, shapes, X, y, xi, dt, scale, level, kind, logistic, first_step):  # type: ignore[no-untyped-def]
-    """Steps of all paths; ``xi`` (steps, paths, channels), ``dt``, ``scale`` = ηκ/n and ``level`` one a step."""
-    for group in prange(len(theta)):
+@njit(nogil=True, cache=True, error_model="numpy")
+def _advance(theta, bad, shapes, X, y, xi, dt, scale, level, kind, logistic, first_step, begin, stride):  # type: ignore[no-untyped-def]
+    """Steps of paths; ``xi`` (steps, paths, channels), ``dt``, ``scale`` = ηκ/n and ``level`` one a step."""
+    for group in range(begin, len(theta), stride):
         _advance_group(
             theta[group], bad[group], shapes, X, y, xi, dt, scale, level, kind, logistic, first_step, group * LANES
         )
@@ -242,7 +249,7 @@ def _advance_group(t, bad, shapes, X, y, xi, dt, scale, level, kind, logistic, f
                     t[p, lane] = kick[p, lane] if bad[lane] < 0 else t[p, lane]
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(cache=True, error_model="numpy")
 def _forward(t, z, sample, units, shapes, d):  # type: ignore[no-untyped-def]
     """Activations of every layer above the inputs of the eight samples from row ``sample`` on; the output is last."""
     at, below, here = uint64(0), sample, sample + uint64(d)
@@ -257,7 +264,7 @@ def _forward(t, z, sample, units, shapes, d):  # type: ignore[no-untyped-def]
         below, here = here, here + rows
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(cache=True, error_model="numpy")
 def _backward(t, z, sample, units, delta, c, first, plain, shapes):  # type: ignore[no-untyped-def]
     """c ∂h/∂z of every unit of eight samples, or ∂h/∂z if ``plain``, to ``delta``."""
     at, here = uint64(len(t)), units
@@ -276,7 +283,7 @@ def _backward(t, z, sample, units, delta, c, first, plain, shapes):  # type: ign
             store_tile(delta, below + q, units, tile_where_rows_positive(tile, z, sample + below + q, units))
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(cache=True, error_model="numpy")
 def _add_gradient(kick, z, sample, units, delta, shapes):  # type: ignore[no-untyped-def]
     """Adds Σ delta · activations of eight samples to the kick, for eight weights at a time."""
     at, below, one = uint64(0), uint64(0), uint64(1)
@@ -315,7 +322,7 @@ def _add_gradient(kick, z, sample, units, delta, shapes):  # type: ignore[no-unt
         below += columns
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@njit(cache=True, error_model="numpy")
 def _squares(z, sample, delta, slopes, shapes):  # type: ignore[no-untyped-def]
     """‖∇h‖² of a sample: over layers, ‖delta‖² times ‖activations below‖² (and 1 if biased)."""
     total, below = zero(z), 0
