@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from nets.convolutional_plan import Held, Plan, UnknownModuleError, plan
 from nets.objective import CROSS_ENTROPY as CLASSES
 from nets.objective import SQUARED as TARGETS
 from nets.objective import FlatNet, Loss
+from theory.threads import share
 
 LOSSES = {"squared": SQUARED, "cross-entropy": CROSS_ENTROPY}
 PARAMETERS = 20_000  # beyond which layers are wide enough for torch
@@ -159,13 +158,7 @@ def _loops(made: Plan) -> tuple[Any, ...]:
 def _run(loop: Callable[..., None], made: Plan, arguments: tuple[Any, ...], R: int, B: int) -> None:
     """As many of the allowed threads as the work is worth; numbers do not depend on how many."""
     work = R * B * int((made.operations["taps"] * made.operations["y_pixels"]).sum()) * 64
-    threads = max(1, min(numba.get_num_threads(), R, work // GRAIN))
-    if threads == 1:
-        loop(*arguments, 0, 1)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(loop, *arguments, first, threads) for first in range(threads)]:
-            done.result()
+    share(loop, arguments, min(R, work // GRAIN))
 
 
 def convolutional_gradient(net: FlatNet, loss: Loss, X: Tensor) -> ConvolutionalGradient | None:

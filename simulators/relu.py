@@ -7,10 +7,8 @@ Equal to ``integrate(ReluSDE(network, problem, covariance), ...)`` on equal incr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
-import numba
 import numpy as np
 import torch
 from numba import njit, uint64
@@ -41,6 +39,7 @@ from theory.relu import Isotropic, LossName, MeasuredLevel, ReluSDE
 from theory.relu_network import ReluNetwork
 from theory.schedule import StepClock
 from theory.sde import ExactCovariance, LabelNoise, StepSize, step_size_at
+from theory.threads import share
 from theory.trajectory import Probe, Recorder, Trajectory
 
 _LANES = uint64(LANES)
@@ -97,13 +96,7 @@ def integrate_relu(
         level = _levels(given, times[begin:end], len(y0))
         xi = _normals(noise, begin, end)
         block = (X, y, xi, sizes[begin:end], scales[begin:end], level, kind, loss == "logistic", begin)
-        threads = min(numba.get_num_threads(), len(theta))
-        if threads == 1:
-            _advance(theta, bad, shapes, *block, 0, 1)
-            continue
-        with ThreadPoolExecutor(threads) as pool:  # compiled in half the time of numba's own threads
-            for done in [pool.submit(_advance, theta, bad, shapes, *block, t, threads) for t in range(threads)]:
-                done.result()
+        share(_advance, (theta, bad, shapes, *block), len(theta))
     first_bad_step = torch.from_numpy(bad.reshape(-1)[: len(y0)].copy())
     return Trajectory(recorder.series(first_bad_step), _gather(theta, len(y0)), first_bad_step, ("path",))
 

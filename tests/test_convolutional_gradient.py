@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nets import convolutional_gradient as convolutional_gradient_module
 from nets.batch_statistics import on_batch_statistics
 from nets.convolutional_elements import TANH, activate
 from nets.convolutional_gradient import ConvolutionalGradient, convolutional_gradient
@@ -20,6 +19,7 @@ from nets.resnet import PreActivationBlock, resnet
 from nets.training import train
 from simulators.network import CROSS_ENTROPY as CLASSES
 from simulators.network import Network
+from theory import threads
 from theory.minibatch import Minibatch
 from theory.schedule import Schedule
 
@@ -242,7 +242,7 @@ def test_bits_do_not_depend_on_company_or_threads_and_nan_stays_at_home(monkeypa
     found = convolutional_gradient(net, CROSS_ENTROPY, X[0])
     used = []
     monkeypatch.setattr(
-        convolutional_gradient_module,
+        threads,
         "ThreadPoolExecutor",
         lambda count: used.append(count) or ThreadPoolExecutor(count),
     )

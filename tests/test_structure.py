@@ -17,7 +17,7 @@ VOCABULARY = {
     "theory", "theory.problem", "theory.schedule", "theory.trajectory", "theory.observables", "theory.minibatch",
     "theory.diagonal", "theory.streams", "theory.relu_network", "theory.relu_init", "theory.relu_problems",
     "theory.relu_published", "theory.sparsity", "theory.collapse_data", "theory.device", "theory.independent_neurons",
-    "theory.lanes", "theory.normals",
+    "theory.lanes", "theory.normals", "theory.threads",
 }  # fmt: skip
 
 
