@@ -34,6 +34,7 @@ from nets.resnet import resnet
 from simulators.diagonal import integrate_diagonal
 from simulators.neuron import DEGREE, FUNCTIONS, single_neuron
 from simulators.noise import BrownianIncrements
+from simulators.relu import integrate_relu
 from simulators.scalar import exponentials, quartic_well
 from theory.collapse_data import neuron_data
 from theory.diagonal import DiagonalState
@@ -215,6 +216,26 @@ def relu_steps(c: Mapping[str, float], rounds: int) -> Loop:
     )  # fmt: skip
 
 
+def relu_sde(c: Mapping[str, float], rounds: int) -> Loop:
+    """Its SDE with label noise at the path's own loss, in float32."""
+    run, paths, steps = two_layer(), 32, 256
+    n, p, hidden = run.problem.n, run.network.size, 20
+    noise = BrownianIncrements(0, "roofline", paths, n, dtype=torch.float32)
+    y0 = run.start.expand(paths, -1).float()
+    taken = least(lambda: integrate_relu(run.network, run.problem, LabelNoise(0.1), y0, 0.1, steps, noise), rounds)
+    sums = {
+        "multiply-adds": n * (2 * p + hidden) / c["multiply-adds/s, matrix product, float32"],
+        "normals": n / c["normals/s"],
+    }
+    return Loop(
+        "ReLU label-noise SDE, 2-20-1, 15 samples, float32", "path-step",
+        f"n (2p + {hidden}) multiply-adds (p = {p}: forward, gradient, back through the upper layer), n normals; one "
+        "after the other",
+        taken / paths / steps, sums | {"both in turn": sum(sums.values())},
+        "a load for every multiply-add; 16 samples are computed for 15; kicks are made path by path",
+    )  # fmt: skip
+
+
 def neuron(c: Mapping[str, float], rounds: int) -> Loop:
     """The single tanh neuron, whatever the number of samples."""
     x, y = neuron_data(32, 0.1, 0)
@@ -294,7 +315,7 @@ def main() -> None:
     numba.set_num_threads(1)
     torch.set_num_threads(1)
     found = ceilings(rounds)
-    loops = (diagonal_sgd, quantities, diagonal_sde, relu_steps, neuron, well, residual_network)
+    loops = (diagonal_sgd, quantities, diagonal_sde, relu_steps, relu_sde, neuron, well, residual_network)
     rows = [loop(found, rounds).row() for loop in loops]
     text = PAGE.read_text(encoding="utf-8").split(MARK)[0]
     PAGE.write_text(text + MARK + "\n" + page(found, rows), encoding="utf-8")

@@ -17,6 +17,36 @@ def _spans(op, B):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def _sum_of_rows(a, first, stride, count):  # type: ignore[no-untyped-def]
+    """Σ of rows, four sums side by side: an addition need not wait for the last one."""
+    four, three = uint64(4), uint64(3)
+    s, t, u, v, whole = zero(a), zero(a), zero(a), zero(a), count // four * four
+    for p in range(uint64(0), whole, four):
+        row = first + p * stride
+        s, t = add(s, load(a, row)), add(t, load(a, row + stride))
+        u, v = add(u, load(a, row + uint64(2) * stride)), add(v, load(a, row + three * stride))
+    for p in range(whole, count):
+        s = add(s, load(a, first + p * stride))
+    return add(add(s, t), add(u, v))
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def _sum_of_squares(a, first, stride, count, mean):  # type: ignore[no-untyped-def]
+    """Σ (row - mean)², likewise."""
+    four, three = uint64(4), uint64(3)
+    s, t, u, v, whole = zero(a), zero(a), zero(a), zero(a), count // four * four
+    for p in range(uint64(0), whole, four):
+        row = first + p * stride
+        w, x = subtract(load(a, row), mean), subtract(load(a, row + stride), mean)
+        y, z = subtract(load(a, row + uint64(2) * stride), mean), subtract(load(a, row + three * stride), mean)
+        s, t, u, v = multiply_add(w, w, s), multiply_add(x, x, t), multiply_add(y, y, u), multiply_add(z, z, v)
+    for p in range(whole, count):
+        w = subtract(load(a, first + p * stride), mean)
+        s = multiply_add(w, w, s)
+    return add(add(s, t), add(u, v))
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
 def _average_groups(a, place, channels, group, rows):  # type: ignore[no-untyped-def]
     """Each channel's sum ↦ the mean over its group's channels and ``rows``."""
     for first in range(place, place + channels, group):
@@ -63,17 +93,10 @@ def normalize(a, op, theta, B):  # type: ignore[no-untyped-def]
         statistics = op.statistics + 2 * span * C
         at = uint64(statistics // LANES)
         for o in range(blocks):
-            total = zero(a)
-            for p in range(count):
-                total = add(total, load(a, x + p * blocks + o))
-            store(a, at + o, total)
+            store(a, at + o, _sum_of_rows(a, x + o, blocks, count))
         _average_groups(a, statistics, op.inputs, group, rows)
         for o in range(blocks):
-            mean, total = load(a, at + o), zero(a)
-            for p in range(count):
-                apart = subtract(load(a, x + p * blocks + o), mean)
-                total = multiply_add(apart, apart, total)
-            store(a, at + blocks + o, total)
+            store(a, at + blocks + o, _sum_of_squares(a, x + o, blocks, count, load(a, at + o)))
         _average_groups(a, statistics + C, op.inputs, group, rows)
         for c in range(statistics + C, statistics + C + op.inputs):
             a[c] = 1 / np.sqrt(a[c] + a.dtype.type(op.epsilon))
@@ -97,13 +120,16 @@ def normalize_back(a, op, theta, out, B):  # type: ignore[no-untyped-def]
         to = uint64((op.x_gradient + span * rows * C) // LANES)
         at = uint64((op.statistics + 2 * span * C) // LANES)
         for o in range(blocks):
-            total, along, mean = zero(a), zero(a), load(a, at + o)
-            for p in range(count):
-                g = load(a, slope + p * blocks + o)
-                total = add(total, g)
-                along = multiply_add(g, subtract(load(a, x + p * blocks + o), mean), along)
-            store(a, own + uint64(2) * blocks + o, total)
-            store(a, own + uint64(3) * blocks + o, along)
+            along, more, mean, pairs = zero(a), zero(a), load(a, at + o), count // uint64(2) * uint64(2)
+            for p in range(uint64(0), pairs, uint64(2)):
+                row, next_ = p * blocks + o, (p + uint64(1)) * blocks + o
+                along = multiply_add(load(a, slope + row), subtract(load(a, x + row), mean), along)
+                more = multiply_add(load(a, slope + next_), subtract(load(a, x + next_), mean), more)
+            for p in range(pairs, count):
+                row = p * blocks + o
+                along = multiply_add(load(a, slope + row), subtract(load(a, x + row), mean), along)
+            store(a, own + uint64(2) * blocks + o, _sum_of_rows(a, slope + o, blocks, count))
+            store(a, own + uint64(3) * blocks + o, add(along, more))
         for c in range(op.inputs):
             scale = a[op.statistics + (2 * span + 1) * C + c]
             out[op.weight + c] += a[tilt + c] * scale

@@ -91,26 +91,31 @@ def finite_step_change(problem: Regression, eta: Tensor, level: Tensor, weights:
     return torch.where(lost.unsqueeze(-1), torch.nan, -total)
 
 
-def log_decrement(s: Tensor) -> Tensor:
+def log_decrement(s: Tensor, log_s: Tensor | None = None) -> Tensor:
     """F(s) = E[-ln|1 - sZ²|] for Z ~ N(0, 1), s ≥ 0; F(s) = s + 3s²/2 + 5s³ + … for small s.
 
     Closed form: F(s) = -ln s + γ + ln 2 - 4 ∫₀^{1/√(2s)} D(x) dx with Dawson's function D (the Hilbert transform of
     the Gaussian). F(s)/s, which is smooth from 1 at s = 0 on, is interpolated by cubics in ln s (error below 1e-10).
+
+    Args:
+        log_s: ln s where it is at hand.
     """
     low, high, step, cubics = _table()
-    log_s = s.clamp(min=np.exp(low)).log()
-    place = ((log_s - low) / step).nan_to_num(0.0).clamp(0, cubics.shape[1] - 1)
+    log_s = (s.clamp(min=np.exp(low)).log() if log_s is None else log_s).clamp(min=low)
+    place = ((log_s - low) / step).nan_to_num_(0.0).clamp_(0, len(cubics) - 1)
     left = place.long()
-    p, cells = place - left, left.flatten()
-    c = [torch.as_tensor(part, dtype=s.dtype, device=s.device).index_select(0, cells).view_as(s) for part in cubics]
-    ratio = torch.addcmul(c[0], p, torch.addcmul(c[1], p, torch.addcmul(c[2], p, c[3])))
+    p, rows = place.sub_(left), torch.as_tensor(cubics, dtype=s.dtype, device=s.device)
+    c = rows.index_select(0, left.flatten()).view(*s.shape, 4)
+    ratio = torch.addcmul(c[..., 2], p, c[..., 3])
+    for power in (1, 0):
+        ratio = torch.addcmul(c[..., power], p, ratio)
     # Beyond the table F only falls with -ln s.
-    return ratio * s.clamp(max=np.exp(high)) - (log_s - high).clamp(min=0)
+    return ratio.mul_(s.clamp(max=np.exp(high))).sub_((log_s - high).clamp_(min=0))
 
 
 @lru_cache(maxsize=1)
 def _table() -> tuple[float, float, float, np.ndarray]:
-    """Ends and spacing of an even grid of ln s, and the cubic from each node that meets F/s and its slope, (4, nodes).
+    """Ends and spacing of an even grid of ln s, and the cubic from each node that meets F/s and its slope, (nodes, 4).
 
     The Dawson integral is summed by Gauss-Legendre quadrature cell by cell; at small s, where it cancels, F's series.
     """
@@ -129,5 +134,5 @@ def _table() -> tuple[float, float, float, np.ndarray]:
     values = np.where(small, 1 + s * (1.5 + s * (5 + s * 26.25)), values)
     slopes = step * np.where(small, s * (1.5 + s * (10 + s * 78.75)), slopes)
     rise, (m0, m1) = np.diff(values), (slopes[:-1], slopes[1:])
-    cubics = np.stack([values[:-1], m0, 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise])
+    cubics = np.stack([values[:-1], m0, 3 * rise - 2 * m0 - m1, m0 + m1 - 2 * rise], 1)
     return float(log_s[0]), float(log_s[-2]), float(step), cubics

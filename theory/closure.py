@@ -47,6 +47,7 @@ def mean_field_closure(
     """
     X, y, n = problem.X, problem.y, problem.n
     squares = X.square()
+    logs = squares.log()
     cells, steps = step_sizes.shape
     A, B = log_a.to(X).expand(cells, -1).clone(), log_b.to(X).expand(cells, -1).clone()
     M = X.new_zeros(cells, n, n)
@@ -63,7 +64,8 @@ def mean_field_closure(
             break
         eta = step_sizes[:, k].to(X).unsqueeze(-1)
         K = (X * ((a2 + b2) / 2).unsqueeze(-2)) @ X.T
-        shrink = log_decrement((eta.square() * s2).unsqueeze(-1) * squares).mean(-2) / 2
+        strength = (eta.square() * s2).unsqueeze(-1)
+        shrink = log_decrement(strength * squares, strength.log() + logs).mean(-2) / 2
         pull = eta / n * (m @ X)
         A, B = A - pull - shrink, B + pull - shrink
         Km, KM = (K @ m.unsqueeze(-1)), K @ M
