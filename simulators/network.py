@@ -184,6 +184,10 @@ class Network:
     def _of_minibatches(
         self, theta: Tensor, w: Tensor | None, c: Tensor | None, rows: Tensor, minibatches: int
     ) -> Tensor:
+        if rows.shape[1] % minibatches:
+            raise ValueError(
+                f"{rows.shape[1]} samples do not make {minibatches} minibatches of equal size: give as many of each."
+            )
         if self._gradients is not None:
             return self._gradients(theta.detach(), self.X[rows], self.y[rows], w, c, minibatches)
         w, c = (None if a is None else a.unflatten(1, (minibatches, -1)).flatten(0, 1) for a in (w, c))

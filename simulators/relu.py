@@ -66,7 +66,7 @@ def integrate_relu(
     Args:
         covariance: the noise; a step size or level that changes is a function of SDE time, see
             :class:`theory.schedule.StepClock` and :class:`theory.relu.MeasuredLevel`.
-        y0: θ, shape (paths, p), float64, or float32 in half the time.
+        y0: θ, shape (paths, p), float64, or float32, which is faster.
         dt, steps, noise, probes, first_step: as for :func:`simulators.integrate.integrate`.
 
     Raises:

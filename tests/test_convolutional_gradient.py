@@ -211,6 +211,15 @@ def test_signed_weights_and_slopes_and_targets_that_are_no_class():
     torch.testing.assert_close(compiled(theta, X, soft)[0], expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
 
 
+def test_norms_over_odd_numbers_of_rows():
+    def layers():
+        first = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU()
+        second = nn.Conv2d(8, 16, 3, 2, 1), nn.GroupNorm(4, 16), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(*first, *second, nn.Linear(16, 10)).double()
+
+    assert_equal(built(layers), *samples((1, 5, 5), batch=3))  # 75 rows, and nine an image
+
+
 @pytest.mark.parametrize("size", [8, 3])
 def test_minibatches_of_one_pass_are_normalised_each_by_itself(size):
     module = on_batch_statistics(resnet((4, 8), norm="batch"))
@@ -230,8 +239,11 @@ def test_minibatches_of_one_pass_are_normalised_each_by_itself(size):
     torch.testing.assert_close(first, sum(parts), rtol=0, atol=1e-12 * float(first.abs().max()))
     torch.testing.assert_close(second, first, rtol=0, atol=1e-12 * float(first.abs().max()))
     assert (plain.weighted_gradient(theta, weights, None, rows) - first).norm() > 0.01 * first.norm()
+    for refuse in (plain.weighted_gradient, given.weighted_gradient):
+        with pytest.raises(ValueError, match="minibatches of equal size"):
+            refuse(theta, weights, None, rows, 2 if size == 3 else 5)
     with pytest.raises(ValueError, match="minibatches of equal size"):
-        given.weighted_gradient(theta, weights, None, rows, 2 if size == 3 else 5)
+        compiled.weighted_gradient(theta, X, labels, weights, None, 2 if size == 3 else 5)
 
 
 def test_bits_do_not_depend_on_company_or_threads_and_nan_stays_at_home(monkeypatch):

@@ -49,6 +49,9 @@ def test_suites_side_by_side_give_the_bits_of_one_after_the_other(tmp_path):
     assert beside.returncode in (0, 1), said
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert len(content(tmp_path / "one")) == 2
+    drawn = {path.parts[-3:] for path in (tmp_path / "two").glob("*/figures/*.svg")}  # each worker drew its share
+    assert drawn == {path.parts[-3:] for path in (tmp_path / "one").glob("*/figures/*.svg")}
+    assert len(drawn) == (tmp_path / "two" / "report.html").read_text().count("<svg")
     lines = said.splitlines()
     assert any(line.startswith("  collapse ") and "linear network" in line for line in lines)
     assert sum(line.endswith(("done, 1 of 2", "done, 2 of 2")) for line in lines) == 2

@@ -1,4 +1,4 @@
-"""Compiled loops on several threads of Python, where numba's own take minutes to compile."""
+"""Compiled loops on several threads of Python, in place of numba's own."""
 
 from __future__ import annotations
 
