@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from nets.convolutional_elements import activate, activate_back, add_up, average, average_back, pass_on
+from nets.compiled_elements import activate, activate_back, loss_slopes
+from nets.convolutional_elements import add_up, average, average_back, pass_on
 from nets.convolutional_layers import convolve, convolve_back
 from nets.convolutional_norms import normalize, normalize_back, rescale
 from nets.convolutional_plan import ACTIVATION, CONVOLUTION, GIVEN, NORM, SUM
 
-SQUARED, CROSS_ENTROPY = range(2)
 _COMPILED = {"cache": True, "boundscheck": False, "error_model": "numpy"}
 
 
@@ -29,7 +29,7 @@ def gradients(  # type: ignore[no-untyped-def]
         theta: shape (R, p).
         X: shape (R or 1, B·pixels·channels), channels last.
         targets: shape (R or 1, B, outputs).
-        weights, slopes: w, shape (R, B), and s, shape (R, B, outputs).
+        weights, slopes: w, shape (R, B), and s, shape (R, B, outputs), or (R, 0, 0) for zeros.
         operations, starts, products, size: of the plan.
         out, losses: shapes (R, p), zeros, and (R, B).
     """
@@ -38,7 +38,9 @@ def gradients(  # type: ignore[no-untyped-def]
     for r in range(first, R, step):
         x, target = X[min(r, len(X) - 1)], targets[min(r, len(targets) - 1)]
         _forward(a, theta[r], x, operations, starts, products, B)
-        _slopes(a, operations[-1], target, weights[r], slopes[r], loss, losses[r])
+        end = operations[-1]
+        places = (end.y, end.y_gradient, end.y_channels)
+        loss_slopes(a, places, target, weights[r], slopes[r], loss, losses[r])
         for i in range(len(operations) - 1, -1, -1):
             _back(a, operations[i], theta[r], out[r], starts, products, B)
 
@@ -98,28 +100,3 @@ def _back(a, op, theta, out, starts, products, B):  # type: ignore[no-untyped-de
             pass_on(a, op.y_gradient, op.x_gradient, n, op.x_again)
     else:
         average_back(a, op, B)
-
-
-@njit(**_COMPILED)  # type: ignore[untyped-decorator]
-def _slopes(a, last, target, weights, given, loss, losses):  # type: ignore[no-untyped-def]
-    """The loss of every sample, and the gradient in the outputs; where channels end it stays zero."""
-    B, count = target.shape
-    for b in range(B):
-        h, slope = last.y + b * last.y_channels, last.y_gradient + b * last.y_channels
-        losses[b] = 0
-        if loss == SQUARED:
-            for c in range(count):
-                r = a[h + c] - target[b, c]
-                losses[b] += r * r / 2
-                a[slope + c] = weights[b] * r + given[b, c]
-        else:
-            top, total, share = a[h], a.dtype.type(0), a.dtype.type(0)
-            for c in range(count):
-                top = max(top, a[h + c])
-                share += target[b, c]
-            for c in range(count):
-                total += np.exp(a[h + c] - top)
-            norm = np.log(total) + top
-            for c in range(count):
-                losses[b] -= target[b, c] * (a[h + c] - norm)
-                a[slope + c] = weights[b] * (share * np.exp(a[h + c] - norm) - target[b, c]) + given[b, c]

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nets.convolutional_compiled import CROSS_ENTROPY, SQUARED, gradients, values
+from nets.compiled_elements import CROSS_ENTROPY, SQUARED
+from nets.convolutional_compiled import gradients, values
 from nets.convolutional_plan import Held, Plan, UnknownModuleError, plan
 from nets.objective import CROSS_ENTROPY as CLASSES
 from nets.objective import SQUARED as TARGETS
@@ -60,6 +61,15 @@ class ConvolutionalGradient:
         gradient, losses = self._both(theta, X, labels, weights, None)
         return gradient, losses.mean(-1)
 
+    def on(self, X: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+        """The same on minibatches of one set X (n, …): (θ, rows (R or 1, B), None for all) ↦ ∇L and L."""
+
+        def on_rows(theta: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+            pick = torch.arange(len(X)).unsqueeze(0) if rows is None else rows
+            return self(theta, X[pick], labels[pick])
+
+        return on_rows
+
     def weighted_gradient(
         self, theta: Tensor, X: Tensor, y: Tensor, weights: Tensor | None, slopes: Tensor | None = None,
         minibatches: int = 1,
@@ -80,7 +90,7 @@ class ConvolutionalGradient:
     ) -> tuple[Tensor, Tensor]:
         (R, B), made = self._sizes(theta, X, y), self._plan(X, minibatches)
         gradient, losses = torch.zeros_like(theta), theta.new_empty(R, B)
-        slopes = theta.new_zeros(R, B, made.outputs) if slopes is None else slopes.reshape(R, B, made.outputs)
+        slopes = theta.new_empty(R, 0, 0) if slopes is None else slopes.reshape(R, B, made.outputs)
         target = self._targets(y, made.outputs).to(theta)
         parts = (theta, _flat(X), target, weights.expand(R, B), slopes)
         arrays = [part.contiguous().numpy() for part in parts]

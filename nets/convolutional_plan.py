@@ -18,10 +18,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from nets.compiled_elements import RELU, SIGMOID, TANH
 from theory.lanes import LANES
 
 CONVOLUTION, NORM, ACTIVATION, SUM, MEAN = range(5)
-RELU, TANH, SIGMOID = range(3)
 TOGETHER, GIVEN = 0, -1
 OPERATION = np.dtype(
     [(name, np.int64) for name in (

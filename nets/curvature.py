@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nets.mlp_gradient import dense_gradient
+from nets.mlp_hessian import hessian_product
 from nets.objective import Objective
 
 Product = Callable[[Tensor], Tensor]
@@ -130,7 +131,7 @@ def _hessian_product(objective: Objective, leaf: Tensor, X: Tensor, labels: Tens
     written = dense_gradient(objective.net, objective.loss)
     if written is not None:
         with torch.no_grad():
-            product = written.hessian_product(leaf.detach(), X, labels)
+            product = hessian_product(written, leaf.detach(), X, labels)
         return lambda v: product(v) / objective.n
     loss = objective.loss.values(objective.outputs(leaf, X), labels).sum() / objective.n
     (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)

@@ -12,29 +12,40 @@ import torch
 from torch import Tensor
 
 from nets.convolutional_gradient import ConvolutionalGradient, convolutional_gradient
-from nets.mlp_gradient import DenseGradient, dense_gradient
-from nets.objective import Objective
+from nets.mlp_gradient import DenseGradient, Gradients, dense_gradient
+from nets.objective import FlatNet, Loss, Objective
 
-Gradients = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+WeightedGradients = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, int], Tensor]
 
 
 def written_gradient(objective: Objective) -> DenseGradient | ConvolutionalGradient | None:
     """Gradients written out for the kind of network that it is, None where automatic differentiation is needed."""
-    dense = dense_gradient(objective.net, objective.loss)
-    return dense or convolutional_gradient(objective.net, objective.loss, objective.X)
+    net, loss = objective.net, objective.loss
+    return dense_gradient(net, loss) or convolutional_gradient(net, loss, objective.X)
+
+
+def weighted_gradients(net: FlatNet, loss: Loss, X: Tensor) -> WeightedGradients | None:
+    """∂/∂θ of Σ_i w_i ℓ_i + ⟨s_i, h_i⟩ written out for networks like this and samples like X (n, …), else None.
+
+    The form that :class:`simulators.network.Network` takes as ``gradients``.
+    """
+    found = dense_gradient(net, loss) or convolutional_gradient(net, loss, X)
+    return None if found is None else found.weighted_gradient
 
 
 def batched_gradients(objective: Objective) -> Gradients:
-    """(θ (runs, p), X (runs, B, …), labels (runs, B)) ↦ ∇L (runs, p) and L (runs,) on each run's own samples."""
+    """(θ (R, p), rows (R or 1, B) of the objective's samples, None for all) ↦ ∇L (R, p) and L (R,)."""
     written = written_gradient(objective)
     if written is not None:
-        return written
+        return written.on(objective.X, objective.labels)
     outputs = torch.func.vmap(objective.net.outputs)
 
-    def by_autograd(theta: Tensor, X: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def by_autograd(theta: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(objective.n, device=theta.device).unsqueeze(0) if rows is None else rows
+        rows = rows.expand(len(theta), -1)
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
-            losses = objective.loss.values(outputs(leaf, X), labels).mean(-1)
+            losses = objective.loss.values(outputs(leaf, objective.X[rows]), objective.labels[rows]).mean(-1)
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         return gradient, losses.detach()
 
@@ -43,7 +54,7 @@ def batched_gradients(objective: Objective) -> Gradients:
 
 def losses(objective: Objective, theta: Tensor) -> Tensor:
     """L over the whole set of every row of θ, shape (runs,), without gradients; small networks together."""
-    written = dense_gradient(objective.net, objective.loss)
+    written = None if objective.net.buffers else written_gradient(objective)
     if written is None:
         return objective.values(theta)
     with torch.no_grad():
@@ -57,7 +68,8 @@ def sample_gradients(objective: Objective, theta: Tensor) -> Tensor:
     """
     written = dense_gradient(objective.net, objective.loss)
     if written is not None:
-        return written(theta.expand(objective.n, -1), objective.X.unsqueeze(1), objective.labels.unsqueeze(1))[0]
+        with torch.no_grad():
+            return written.sample_gradients(theta, objective.X, objective.labels)
     with torch.enable_grad():
         outputs = objective.outputs(theta, objective.X).detach().requires_grad_()
         (slopes,) = torch.autograd.grad(objective.loss.values(outputs, objective.labels).sum(), outputs)

@@ -98,6 +98,9 @@ def eigenpairs(
             return _followed(operator, given, space, k, which, tolerance, budget)
     sought = k if given is not None else min(k + guard, p if size == p else size - 2)
     while True:
+        if space.count < min(sought, size) and space.products < budget:
+            space.extend(space.rest)
+            continue
         values, coordinates = space.ritz(which)
         wanted = min(k, space.count)
         norms = space.residuals(coordinates[:, : min(sought, space.count)])

@@ -255,8 +255,8 @@ class Nudge:
         if state.step % self._refresh == 0 or self._V is None:
             self._look(state)
         assert self._V is not None
-        along = torch.einsum("srpk,srp->srk", self._V, gradient)
-        return gradient + torch.einsum("srpk,srk->srp", self._V, self._factors * along)
+        along = gradient.unsqueeze(-2) @ self._V.mT
+        return gradient + ((self._factors * along) @ self._V).squeeze(-2)
 
     def _look(self, state: TrainingState) -> None:
         """Directions of every run; columns of zeros where there is nothing to nudge."""
@@ -265,14 +265,14 @@ class Nudge:
         for s, gamma in enumerate(self._gammas):
             for r in range(R):
                 if gamma != 1 and state.first_bad_step[s, r] < 0:
-                    previous = None if self._V is None else self._V[s, r]
+                    previous = None if self._V is None else self._V[s, r].T
                     found[s, r] = self._directions[s](state.step, state.theta[s, r], previous)
         columns = max((V.shape[1] for V in found.values()), default=1)
         if self._V is None:
-            self._V = state.theta.new_zeros(S, R, p, columns)
+            self._V = state.theta.new_zeros(S, R, columns, p)
         for (s, r), V in found.items():
-            self._V[s, r] = V
-        self._factors = state.theta.new_tensor(self._gammas).view(-1, 1, 1) - 1
+            self._V[s, r] = V.T
+        self._factors = state.theta.new_tensor(self._gammas).view(-1, 1, 1, 1) - 1
 
 
 def sharpest_of(objective: Objective, k: int = 5, tolerance: float = 1e-2) -> Directions:

@@ -80,7 +80,7 @@ def replicas(
         if observe is not None:
             observe(k, theta)
         rows = draws(k).to(device)
-        g, _ = gradients(theta, objective.X[rows], objective.labels[rows])
+        g, _ = gradients(theta, rows)
         mass = mass.mul_(mu).add_(g) if heavy else g
         theta -= eta * mass
     return theta, mass

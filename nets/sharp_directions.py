@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nets.curvature import hessian
+from nets.gradients import losses
 from nets.lanczos import Which, eigenpairs
 from nets.objective import Objective
 from nets.training import Batches, TrainingState
@@ -109,7 +110,8 @@ def losses_after(
 ) -> Tensor:
     """L(θ - cη·part) for each of J multiples c, shape (..., J), for parts of shape (..., p) of steps at θ (p,)."""
     sizes = step_size * torch.tensor(list(multiples), dtype=theta.dtype, device=theta.device)
-    return objective.values(theta - sizes.unsqueeze(1) * part.unsqueeze(-2))
+    reached = theta - sizes.unsqueeze(1) * part.unsqueeze(-2)
+    return losses(objective, reached.flatten(0, -2)).view(reached.shape[:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,7 @@ def cross_section(
     """The loss along ±``direction`` in units of the mean SGD step along it, η·mean|⟨g, e⟩| over gradients (M, p)."""
     unit = step_size * float((gradients @ direction).abs().mean())
     k = torch.tensor([*(-o for o in reversed(offsets)), 0.0, *offsets], dtype=theta.dtype, device=theta.device)
-    return CrossSection(k, objective.values(theta + (unit * k).unsqueeze(1) * direction), unit)
+    return CrossSection(k, losses(objective, theta + (unit * k).unsqueeze(1) * direction), unit)
 
 
 Rule = Literal[

@@ -160,17 +160,12 @@ def _gradients(objective: Objective, together: bool | None) -> Gradients:
         convolves = any(isinstance(part, nn.Conv2d) for part in objective.net.module.modules())
         slow = convolves and objective.X.device.type == "cpu"
         return _one_by_one if slow and together is None else _together
-    written = found
+    written = found.on(objective.X, objective.labels)
 
     def by_hand(objective: Objective, state: TrainingState, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         S, R, p = state.theta.shape
-        pick = slice(None) if rows is None else rows
-        X, labels = objective.X[pick], objective.labels[pick]
-        if rows is None:
-            X, labels = X.unsqueeze(0), labels.unsqueeze(0)
-        elif S > 1:
-            X, labels = X.repeat(S, *[1] * (X.ndim - 1)), labels.repeat(S, 1)
-        gradient, losses = written(state.theta.view(S * R, p), X, labels)
+        rows = rows if rows is None else rows.repeat(S, 1)
+        gradient, losses = written(state.theta.view(S * R, p), rows)
         return gradient.view(S, R, p), losses.view(S, R)
 
     return by_hand

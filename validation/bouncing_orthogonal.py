@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nets.gradients import losses, sample_gradients
+from nets.gradients import losses, sample_gradients, weighted_gradients
 from nets.objective import Objective
 from simulators.network import Network
 from simulators.network_sde import ExactCovarianceSDE, run_sde
@@ -35,7 +35,8 @@ def orthogonal_checks(objective: Objective, window: Window, settings: RunSetting
     bouncing = window.slip > 1
     E = torch.linalg.qr(window.directions[:, bouncing.to(window.directions.device)])[0]
     labels = torch.nn.functional.one_hot(objective.labels, window.outputs).to(objective.X)
-    network = Network(objective.net.module_at(window.origin), objective.X, labels)
+    written = weighted_gradients(objective.net, objective.loss, objective.X)
+    network = Network(objective.net.module_at(window.origin), objective.X, labels, gradients=written)
     sde = OrthogonalSDE(ExactCovarianceSDE(network, setting.step_size, Minibatch(setting.batch_size)), E)
     noise = BrownianIncrements(
         root, "orthogonal", paths, network.n, dtype=window.origin.dtype, device=window.origin.device

@@ -228,12 +228,14 @@ def _analysed(objective: Objective, setting: Setting, record: _Record, finite: T
     noise, total, probes = list[Tensor](), list[Tensor](), list[Tensor]()
     for at in visited:
         g = sample_gradients(objective, at)
-        g = (g - g.mean(0)) * (kappa / len(g)) ** 0.5
-        noise.append((g @ E).square().sum(0).double())
-        total.append(g.square().sum().double())
-        probes.append(g.T @ torch.from_numpy(generator.choice([-1.0, 1.0], (len(g), PROBES))).to(g))
-    g = sample_gradients(objective, record.origin)
-    floor_noise = ((g - g.mean(0)) @ E).square().mean(0).double().cpu() * kappa
+        signs = torch.from_numpy(generator.choice([-1.0, 1.0], (PROBES, len(g)))).to(g)
+        mean, *kicks = torch.cat([torch.ones_like(signs[:1]), signs - signs.mean(1, keepdim=True)]) @ g / len(g)
+        along = g @ E - mean @ E
+        noise.append(along.square().mean(0).double() * kappa)
+        total.append((torch.dot(g.view(-1), g.view(-1)).double() / len(g) - mean.square().sum().double()) * kappa)
+        probes.append(torch.stack(kicks, 1) * (kappa * len(g)) ** 0.5)
+    along = sample_gradients(objective, record.origin) @ E
+    floor_noise = (along - along.mean(0)).square().mean(0).double().cpu() * kappa
     H = hessian(objective, record.origin)
     curvature = ((H @ E) * E).sum(0).double().cpu()
     # The K directions' own terms do not enter the rest; at most 1.9 of ηλ keeps them from being refused.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nets.curvature import hessian
 from nets.features import block_features
+from nets.gradients import weighted_gradients
 from nets.lanczos import eigenpairs
 from nets.objective import Objective
 from nets.replicas import replicas
@@ -96,7 +97,8 @@ def compare(
     everything = torch.arange(objective.n).expand(paths, -1)
     quiet, _ = replicas(objective, start, rest, eta / FINER, steps * FINER, lambda _: everything)
     labels = torch.nn.functional.one_hot(objective.labels, objective.outputs(start[0], objective.X[:1]).shape[1])
-    network = Network(objective.net.module_at(start[0]), objective.X, labels.to(objective.X))
+    written = weighted_gradients(objective.net, objective.loss, objective.X)
+    network = Network(objective.net.module_at(start[0]), objective.X, labels.to(objective.X), gradients=written)
     exact = ExactCovarianceSDE(network, eta, Minibatch(setting.batch_size))
 
     def noise(stream: str) -> BrownianIncrements:

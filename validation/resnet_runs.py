@@ -18,8 +18,8 @@ from torch.nn.utils import vector_to_parameters
 from nets.averaging import estimate_statistics, has_batch_norm
 from nets.batch_statistics import on_batch_statistics
 from nets.convolutional_evaluation import convolutional_evaluation
-from nets.convolutional_gradient import convolutional_gradient
 from nets.features import DivergedError, features_of
+from nets.gradients import weighted_gradients
 from nets.image_training import loss_and_accuracy, loss_and_hits
 from nets.images import ImageSet
 from nets.measures import COLUMNS, block_table, measured_subset, measures_of, table_of
@@ -95,8 +95,7 @@ class Experiment:
         """For the simulators."""
         module = on_batch_statistics(self.build(0)).to(self.device)
         x, y = self.images.train_x, self.images.train_y
-        compiled = convolutional_gradient(FlatNet(module), CROSS_ENTROPY, x)
-        gradients = None if compiled is None else compiled.weighted_gradient
+        gradients = weighted_gradients(FlatNet(module), CROSS_ENTROPY, x)
         return Network(module, x, y, CLASSES, batch_statistics=has_batch_norm(module), gradients=gradients)
 
 

@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from nets.curvature import hessian
+from nets.gradients import losses
 from nets.images import ImageSet, digits
 from nets.lanczos import eigenpairs
 from nets.mlp import mlp
@@ -277,7 +278,7 @@ def _nudged(world: Setup) -> tuple[list[Check], xr.Dataset]:
     directions: list[Directions] = [*[sharpest] * len(GAMMAS), RandomDirections(TOP, world.root % 2**31)]
     probes = {
         "λ": Probe(TopEigenvalues(world.evaluation), at),
-        "L": Probe(lambda state: world.training.values(state.theta), at),
+        "L": Probe(lambda state: losses(world.training, state.theta.flatten(0, 1)).view(state.theta.shape[:2]), at),
     }
     nudge = Nudge(directions, [*GAMMAS, GAMMAS[-1]], refresh)
     run = world.run([eta] * len(labels), batch, steps, probes=probes, direction=nudge)
