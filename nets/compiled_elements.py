@@ -12,6 +12,7 @@ from theory.lanes import (
     LANES,
     add,
     divide,
+    is_single,
     load,
     multiply,
     multiply_add,
@@ -48,7 +49,7 @@ def activate(a, x, y, n, function):  # type: ignore[no-untyped-def]
 @njit(inline="always", **_COMPILED)  # type: ignore[untyped-decorator]
 def tanh(x, like):  # type: ignore[no-untyped-def]
     """tanh x to rounding, in the precision of an array: Lambert's continued fraction at x/8, doubled three times."""
-    of, single = like.dtype.type, like.itemsize == 4
+    of, single = like.dtype.type, is_single(like)
     most, one, two = spread(of(10 if single else 20)), spread(of(1)), spread(of(2))
     z = multiply(within(x, subtract(zero(like), most), most), spread(of(0.125)))
     square = multiply(z, z)
@@ -58,9 +59,10 @@ def tanh(x, like):  # type: ignore[no-untyped-def]
         before, over = over, multiply_add(square, before, multiply(odd, over))
         under_before, under = under, multiply_add(square, under_before, multiply(odd, under))
     t = divide(over, under)
-    for _ in range(3):
-        t = divide(multiply(two, t), multiply_add(t, t, one))
-    return t
+    over, under = multiply(two, t), multiply_add(t, t, one)
+    for _ in range(2):  # of a fraction, so that two of the doublings divide once
+        over, under = multiply(two, multiply(over, under)), multiply_add(over, over, multiply(under, under))
+    return divide(over, under)
 
 
 @njit(**_COMPILED)  # type: ignore[untyped-decorator]

@@ -10,7 +10,20 @@ import numpy as np
 from numba import njit, uint64
 
 from nets.compiled_elements import activate, activate_back, loss_slopes
-from theory.lanes import LANES, add, add_outer, fill_tile, load, load_tile, store, store_tile, zero
+from theory.lanes import (
+    LANES,
+    add,
+    add_outer,
+    fill_tile,
+    load,
+    load_tile,
+    load_tile_from,
+    store,
+    store_tile,
+    store_tile_from,
+    turn_tile,
+    zero,
+)
 
 LAYER = np.dtype(
     [(name, np.int64) for name in (
@@ -19,6 +32,7 @@ LAYER = np.dtype(
 )  # fmt: skip
 """One layer y = σ(Wx + b): places in θ (-1: no bias), sizes, σ (-1: none); places in the buffers of x, y, of the
 gradient in y, of W by eight outputs, of W with its rows padded, and of b."""
+BLOCK = 128  # samples
 _LANES, _ONE = uint64(LANES), uint64(1)
 _COMPILED = {"cache": True, "boundscheck": False, "error_model": "numpy"}
 
@@ -45,22 +59,12 @@ def gradients(  # type: ignore[no-untyped-def]
         layers, size: dtype :data:`LAYER`, and numbers that the buffers hold, of which the last 64 serve as a tile.
         out, losses: shapes (R, p) and (R, B).
     """
-    B, inputs, outputs = losses.shape[1], X.shape[1], targets.shape[1]
-    wide, end = _padded(inputs), layers[len(layers) - 1]
+    B, outputs = losses.shape[1], targets.shape[1]
+    end = layers[len(layers) - 1]
     a, target = np.zeros(size, theta.dtype), np.empty((B, outputs), theta.dtype)
     for r in range(first, len(theta), step):
         chosen, w, s = rows[min(r, len(rows) - 1)], weights[min(r, len(weights) - 1)], slopes[min(r, len(slopes) - 1)]
-        for b in range(B):
-            for c in range(inputs):
-                a[b * wide + c] = X[chosen[b], c]
-            for c in range(outputs):
-                target[b, c] = targets[chosen[b], c]
-        for i in range(len(layers)):
-            layer = layers[i]
-            pack(a, theta[r], layer, layer.kernel, layer.shift)
-            push(a, layer, layer.kernel, layer.shift, layer.x, layer.y, 0, B, False)
-            if layer.function >= 0:
-                activate(a, layer.y, layer.y, B * _padded(layer.outputs), layer.function)
+        _forward(a, theta[r], X, targets, chosen, layers, target)
         loss_slopes(a, (end.y, end.slope, _padded(outputs)), target, w, s, loss, losses[r])
         for i in range(len(layers) - 1, -1, -1):
             layer, below = layers[i], layers[max(i - 1, 0)]
@@ -77,6 +81,42 @@ def gradients(  # type: ignore[no-untyped-def]
                     activate_back(a, below.y, below.slope, below.slope, length, below.function, False)
 
 
+@njit(nogil=True, **_COMPILED)  # type: ignore[untyped-decorator]
+def values(theta, X, targets, layers, size, loss, total, first, step):  # type: ignore[no-untyped-def]
+    """Σ_i ℓ_i over all samples, shape (R,), a minibatch of at most :data:`BLOCK` after the other."""
+    n, outputs, end = len(X), targets.shape[1], layers[len(layers) - 1]
+    places, none = (end.y, end.slope, _padded(outputs)), np.empty((0, 0), theta.dtype)
+    a, target, everything = np.zeros(size, theta.dtype), np.empty((BLOCK, outputs), theta.dtype), np.arange(n)
+    losses, weights = np.empty(BLOCK, theta.dtype), np.ones(BLOCK, theta.dtype)
+    for r in range(first, len(theta), step):
+        total[r] = 0
+        for begin in range(0, n, BLOCK):
+            chosen = everything[begin : begin + BLOCK]
+            B = len(chosen)
+            _forward(a, theta[r], X, targets, chosen, layers, target)
+            loss_slopes(a, places, target[:B], weights, none, loss, losses)
+            total[r] += losses[:B].sum()
+
+
+@njit(**_COMPILED)  # type: ignore[untyped-decorator]
+def _forward(a, theta, X, targets, chosen, layers, target):  # type: ignore[no-untyped-def]
+    """What every layer puts out, and targets, of the samples chosen."""
+    B, inputs = len(chosen), uint64(X.shape[1])
+    wide, outputs = uint64(_padded(X.shape[1])), uint64(targets.shape[1])
+    for b in range(uint64(B)):
+        i = uint64(chosen[b])
+        for c in range(inputs):
+            a[b * wide + c] = X[i, c]
+        for c in range(outputs):
+            target[b, c] = targets[i, c]
+    for i in range(len(layers)):
+        layer = layers[i]
+        pack(a, theta, layer, layer.kernel, layer.shift)
+        push(a, layer, layer.kernel, layer.shift, layer.x, layer.y, 0, B, False)
+        if layer.function >= 0:
+            activate(a, layer.y, layer.y, B * _padded(layer.outputs), layer.function)
+
+
 @njit(**_COMPILED)  # type: ignore[untyped-decorator]
 def pack(a, theta, layer, kernel, shift):  # type: ignore[no-untyped-def]
     """W by eight outputs, (blocks, inputs, 8), and b; what lies beyond the outputs stays as it is."""
@@ -84,10 +124,13 @@ def pack(a, theta, layer, kernel, shift):  # type: ignore[no-untyped-def]
         uint64(layer.inputs), uint64(layer.outputs), uint64(layer.weight), uint64(kernel),
     )  # fmt: skip
     for o in range(uint64(0), outputs, _LANES):
-        for c in range(inputs):
-            to, place = kernel + (o // _LANES * inputs + c) * _LANES, weight + o * inputs + c
+        whole = inputs // _LANES * _LANES if o + _LANES <= outputs else uint64(0)
+        row, place = (kernel + o * inputs) // _LANES, weight + o * inputs
+        for c in range(uint64(0), whole, _LANES):
+            store_tile(a, row + c, _ONE, turn_tile(load_tile_from(theta, place + c, inputs)))
+        for c in range(whole, inputs):
             for i in range(min(_LANES, outputs - o)):
-                a[to + i] = theta[place + i * inputs]
+                a[(row + c) * _LANES + i] = theta[place + c + i * inputs]
     if layer.bias >= 0:
         for o in range(outputs):
             a[uint64(shift) + o] = theta[uint64(layer.bias) + o]
@@ -151,14 +194,13 @@ def add_products(total, a, layer, slope, x, o, c, first, end):  # type: ignore[n
 def keep_weights(a, total, layer, out, tile, o, c):  # type: ignore[no-untyped-def]
     """Such a tile where W lies in ``out``."""
     inputs, o, c, tile = uint64(layer.inputs), uint64(o), uint64(c), uint64(tile)
-    store_tile(a, tile // _LANES, _ONE, total)
-    to = uint64(layer.weight) + o * inputs + c
-    for i in range(min(_LANES, uint64(layer.outputs) - o)):
-        if c + _LANES <= inputs:
-            for j in range(_LANES):  # unrolled
-                out[to + i * inputs + j] = a[tile + i * _LANES + j]
-        else:
-            for j in range(inputs - c):
+    to, tall, wide = uint64(layer.weight) + o * inputs + c, uint64(layer.outputs) - o, inputs - c
+    if tall >= _LANES and wide >= _LANES:
+        store_tile_from(out, to, inputs, total)
+    else:
+        store_tile(a, tile // _LANES, _ONE, total)
+        for i in range(min(_LANES, tall)):
+            for j in range(min(_LANES, wide)):
                 out[to + i * inputs + j] = a[tile + i * _LANES + j]
 
 

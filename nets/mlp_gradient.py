@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nets import compiled_elements as elements
-from nets.mlp_compiled import LAYER, gradients, padded
+from nets.mlp_compiled import BLOCK, LAYER, gradients, padded, values
 from nets.objective import CROSS_ENTROPY, SQUARED, FlatNet, Loss
 from theory.lanes import LANES
 from theory.threads import share
@@ -104,7 +104,15 @@ class DenseGradient:
 
     def losses(self, theta: Tensor, X: Tensor, labels: Tensor) -> Tensor:
         """L alone, shape (R,), for the arguments of a call."""
-        return self.loss.values(self.forward(theta, X.flatten(2))[-1], labels.expand(len(theta), -1)).mean(-1)
+        if len(X) > 1 or len(labels) > 1 or not self.compiles(theta, min(X.shape[1], BLOCK)):
+            return self.loss.values(self.forward(theta, X.flatten(2))[-1], labels.expand(len(theta), -1)).mean(-1)
+        total, (layers, size) = theta.new_empty(len(theta)), self._table(BLOCK)
+        target = self.targets_of(labels, theta)[0]
+        self._fitting(theta, X[0].flatten(1), target, torch.arange(X.shape[1]).unsqueeze(0))
+        arrays = [part.contiguous().numpy() for part in (theta, X[0].flatten(1), target)]
+        work = theta.numel() * X.shape[1]
+        share(values, (*arrays, layers, size, LOSSES[self.loss], total.numpy()), min(len(theta), work // GRAIN))
+        return total / X.shape[1]
 
     def sample_gradients(self, theta: Tensor, X: Tensor, labels: Tensor) -> Tensor:
         """∇ℓ_i of every sample, shape (n, p), at one θ of shape (p,)."""
@@ -165,14 +173,9 @@ class DenseGradient:
         self, theta: Tensor, X: Tensor, targets: Tensor, rows: Tensor, weights: Tensor, slopes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         (R, p), B = theta.shape, rows.shape[1]
-        fits = X.shape[1] == self.layers[0].inputs and p == self.parameters and X.dtype == targets.dtype == theta.dtype
-        least, most = rows.aminmax()
-        if not fits or len(rows) not in (1, R) or least < 0 or most >= len(X):
-            raise ValueError(
-                f"θ {tuple(theta.shape)}, {len(X)} samples of {X.shape[1]} inputs and rows {tuple(rows.shape)} do not "
-                f"fit: give θ (R, {self.parameters}) and (R or 1, B) numbers of samples of {self.layers[0].inputs} "
-                "inputs, all in one precision."
-            )
+        self._fitting(theta, X, targets, rows)
+        if weights.shape not in ((1, B), (R, B)):
+            raise ValueError(f"weights of shape {tuple(weights.shape)} do not fit: give ({R}, {B}).")
         layers, size = self._table(B)
         gradient, losses = theta.new_empty(R, p), theta.new_empty(R, B)
         slopes = theta.new_empty(1, 0, 0) if slopes is None else slopes.reshape(R, B, -1)
@@ -180,6 +183,18 @@ class DenseGradient:
         loop = (*arrays, layers, size, LOSSES[self.loss], gradient.numpy(), losses.numpy())
         share(gradients, loop, min(R, R * B * 3 * p // GRAIN))
         return gradient, losses
+
+    def _fitting(self, theta: Tensor, X: Tensor, targets: Tensor, rows: Tensor) -> None:
+        """The loops check nothing."""
+        fits = X.shape[1] == self.layers[0].inputs and theta.shape[1] == self.parameters
+        fits = fits and X.dtype == targets.dtype == theta.dtype and len(X) == len(targets)
+        least, most = rows.aminmax()
+        if not fits or len(rows) not in (1, len(theta)) or least < 0 or most >= len(X):
+            raise ValueError(
+                f"θ {tuple(theta.shape)}, {len(X)} samples of {X.shape[1]} inputs and rows {tuple(rows.shape)} do not "
+                f"fit: give θ (R, {self.parameters}) and (R or 1, B) numbers of samples of {self.layers[0].inputs} "
+                "inputs, all in one precision."
+            )
 
     @property
     def parameters(self) -> int:

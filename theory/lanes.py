@@ -176,6 +176,16 @@ def zero(typing: Any, array: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def is_single(typing: Any, array: Any) -> Any:
+    """Whether an array is float32, as a constant: loops whose length depends on it are unrolled."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(ir.IntType(1), int(signature.args[0].dtype == types.float32))
+
+    return types.boolean(array), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def fill_tile(typing: Any, value: Any) -> Any:
     """A tile of one value eight times."""
 
@@ -202,6 +212,60 @@ def load_tile(typing: Any, array: Any, first: Any, stride: Any) -> Any:
         return tile
 
     return _TILE[array.dtype](array, types.uint64, types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_tile_from(typing: Any, array: Any, place: Any, stride: Any) -> Any:
+    """The tile of the eight numbers each from places ``place`` + i·``stride`` of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, place, stride = arguments
+        tile = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
+        for i in range(LANES):
+            at = builder.add(place, builder.mul(stride, ir.Constant(_INDEX, i)))
+            value = builder.load(_numbers(context, builder, signature.args[0], array, at), align=4)
+            tile = builder.insert_value(tile, value, i)
+        return tile
+
+    return _TILE[array.dtype](array, types.uint64, types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_tile_from(typing: Any, array: Any, place: Any, stride: Any, tile: Any) -> Any:
+    """Make the i-th value of the tile the eight numbers from ``place`` + i·``stride`` of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, place, stride, tile = arguments
+        for i in range(LANES):
+            at = builder.add(place, builder.mul(stride, ir.Constant(_INDEX, i)))
+            to = _numbers(context, builder, signature.args[0], array, at)
+            builder.store(builder.extract_value(tile, i), to, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.uint64, types.uint64, _TILE[array.dtype]), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def turn_tile(typing: Any, tile: Any) -> Any:
+    """The tile whose i-th value holds the i-th numbers of the eight values."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values = [builder.extract_value(arguments[0], i) for i in range(LANES)]
+        reach = LANES // 2
+        while reach:  # blocks of so many rows and columns change sides
+            low = [j if not j & reach else LANES + j - reach for j in range(LANES)]
+            high = [j + reach if not j & reach else LANES + j for j in range(LANES)]
+            masks = [ir.Constant(ir.VectorType(_PLACE, LANES), lanes) for lanes in (low, high)]
+            for i in [i for i in range(LANES) if not i & reach]:
+                pair = values[i], values[i + reach]
+                values[i], values[i + reach] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+            reach //= 2
+        tile = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
+        for i in range(LANES):
+            tile = builder.insert_value(tile, values[i], i)
+        return tile
+
+    return tile(tile), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -286,8 +350,11 @@ def store_tile(typing: Any, array: Any, first: Any, stride: Any, tile: Any) -> A
 
 
 def _row(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, row: ir.Value) -> ir.Value:
-    data = context.make_array(kind)(context, builder, array).data
-    first = builder.gep(data, [builder.mul(row, ir.Constant(_INDEX, LANES))])
+    return _numbers(context, builder, kind, array, builder.mul(row, ir.Constant(_INDEX, LANES)))
+
+
+def _numbers(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, place: ir.Value) -> ir.Value:
+    first = builder.gep(context.make_array(kind)(context, builder, array).data, [place])
     return builder.bitcast(first, _LANES[kind.dtype].vector.as_pointer())
 
 
