@@ -25,6 +25,7 @@ COLOURS = {
     Verdict.INCONCLUSIVE: "#E69F00",
     Verdict.NOT_EVALUABLE: "#999999",
 }
+MARGIN = 3  # points around a figure
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -114,9 +115,26 @@ def svg(figure: Figure) -> str:
         canvas, layout, dpi = FigureCanvasSVG(figure), figure.get_layout_engine(), figure.dpi
         if layout is not None:  # savefig would draw twice, the first time for the layout alone
             figure.set_dpi(72)  # SVG's
-            layout.execute(figure)
+            if len(figure.axes) == 1 and not figure.texts and not figure.legends:
+                _fill(figure)
+            else:
+                layout.execute(figure)
             figure.set_dpi(dpi)
             figure.set_layout_engine("none")
         canvas.print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def _fill(figure: Figure) -> None:
+    """Let the only axes fill the figure: measured once, where a layout engine measures twice."""
+    (axes,) = figure.axes
+    figure.set_layout_engine("none")
+    renderer = figure._get_renderer()  # type: ignore[attr-defined]
+    whole, inner, outer = figure.bbox, axes.get_window_extent(renderer), axes.get_tightbbox(renderer)
+    assert outer is not None
+    left, bottom = inner.x0 - outer.x0 + MARGIN, inner.y0 - outer.y0 + MARGIN
+    right, top = whole.width - (outer.x1 - inner.x1) - MARGIN, whole.height - (outer.y1 - inner.y1) - MARGIN
+    if right > left and top > bottom:
+        size = whole.width, whole.height
+        axes.set_position((left / size[0], bottom / size[1], (right - left) / size[0], (top - bottom) / size[1]))

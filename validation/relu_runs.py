@@ -24,7 +24,7 @@ from theory.trajectory import Probe, dense_grid
 FLOAT = torch.float32  # of SDEs: noise moves θ by 1e-3 a step, and steps cost less
 FLOOR = 1e-30
 EARLY, STRIDE = 300, 30  # losses are recorded at every step up to the first, then once in the second
-SDE_STRIDE = 2 * STRIDE  # what SDEs are told is SGD's loss: theirs is only averaged and drawn
+SDE_STRIDE = 4 * STRIDE  # what SDEs are told is SGD's loss: theirs is only averaged and drawn
 
 
 @dataclass(frozen=True, eq=False)
