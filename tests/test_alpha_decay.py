@@ -57,6 +57,15 @@ def test_log_decrement_series_and_nan():
     assert far - further == pytest.approx(math.log(1e4), rel=1e-10)
 
 
+def test_log_decrement_in_the_loop_is_that_of_tensors():
+    s = torch.cat([torch.logspace(-14, 14, 4001, dtype=torch.float64), torch.tensor([0.0, torch.nan, torch.inf])])
+    expected = alpha_decay.log_decrement(s.unsqueeze(0), s.log())[0]  # shapes that differ stay with torch
+    torch.testing.assert_close(alpha_decay.log_decrement(s, s.log()), expected, rtol=1e-12, atol=0, equal_nan=True)
+    single = alpha_decay.log_decrement(s.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), expected, rtol=1e-3, atol=1e-30, equal_nan=True)
+
+
 def test_finite_step_law_is_the_mean_of_the_exact_law(small):
     rng = np.random.default_rng(0)
     eta, level, draws = 0.3, 0.4, 400_000

@@ -11,7 +11,7 @@ from simulators.network import Network
 from simulators.sample_gradients import sample_gradients
 from tests.test_network import CASES, draws, made
 from tests.test_network import sample_gradients as by_hand
-from theory.growth_rate import Dynamics, one_step_growth, pair_growth, sign_growth
+from theory.growth_rate import Dynamics, one_step_growth, pair_growth, sign_growth, unit_growth
 from theory.minibatch import Minibatch
 
 DOUBLE = torch.float64
@@ -169,3 +169,18 @@ def test_bad_arguments(block):
     network = CASES["tanh, squared"]()
     with pytest.raises(ValueError, match="states of shape"):
         sample_gradients(network, network.theta)
+
+
+def test_units_of_any_sizes_in_whole_states_grow_as_their_gathered_entries():
+    theta, gradients = draws(2, 11, seed=8), draws(2, 6, 11, seed=9)
+    units = [torch.tensor([0, 3, 4]), torch.tensor([4, 10]), torch.tensor([7, 2, 9, 5])]  # 4 belongs to two
+    dynamics = Dynamics(0.2, Minibatch(1), weight_decay=0.1, samples=50)
+    found = unit_growth(theta, gradients, units, dynamics)
+    for column, at in enumerate(units):
+        alone = sign_growth(theta[:, at].unsqueeze(1), gradients[..., at].unsqueeze(2), dynamics)
+        for term in ("drift", "noise", "along", "trace", "standard_error"):
+            torch.testing.assert_close(getattr(found, term)[:, column], getattr(alone, term)[:, 0], rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="do not fit"):
+        unit_growth(theta, gradients[..., 1:], units, dynamics)
+    with pytest.raises(ValueError, match="do not fit"):
+        unit_growth(theta, gradients, [], dynamics)

@@ -9,15 +9,19 @@ from theory.lanes import (
     add,
     add_outer,
     fill_tile,
+    is_single,
     load,
     load_tile,
+    load_tile_from,
     multiply,
     multiply_add,
     spread,
     spread_from,
     store,
     store_tile,
+    store_tile_from,
     subtract,
+    turn_tile,
     where_positive,
     zero,
 )
@@ -77,3 +81,21 @@ def test_tiles_are_outer_products(dtype):
     np.testing.assert_allclose(out[1 : 2 * LANES : 2], b[1] + outer, rtol=0, atol=10 * eps)
     np.testing.assert_allclose(out[: 2 * LANES : 2], b[1] + 2 * outer, rtol=0, atol=20 * eps)
     np.testing.assert_array_equal(out[-1], np.full(LANES, 7.0))
+
+
+@njit
+def turned(a, out):
+    """Eight numbers each from places 3, 13, … of a, turned, at places 2, 13, … of out."""
+    store_tile_from(out, 2, 11, turn_tile(load_tile_from(a, 3, 10)))
+    return is_single(a)
+
+
+@PRECISIONS
+def test_tiles_turn_and_lie_anywhere(dtype):
+    a, out = np.arange(100, dtype=dtype), np.full(100, -1, dtype)
+    single = turned(a, out)
+    assert single == (dtype == np.float32)
+    expected = np.full(100, -1, dtype)
+    for i in range(LANES):
+        expected[2 + 11 * i : 2 + 11 * i + LANES] = 3 + i + 10 * np.arange(LANES)
+    np.testing.assert_array_equal(out, expected)

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from theory.minibatch import Minibatch
@@ -101,7 +102,13 @@ def log_decrement(s: Tensor, log_s: Tensor | None = None) -> Tensor:
         log_s: ln s where it is at hand.
     """
     low, high, step, cubics = _table()
-    log_s = (s.clamp(min=np.exp(low)).log() if log_s is None else log_s).clamp(min=low)
+    log_s = s.clamp(min=np.exp(low)).log() if log_s is None else log_s
+    if s.device.type == "cpu" and s.dtype == log_s.dtype == torch.float64 and s.shape == log_s.shape:
+        out = torch.empty_like(s, memory_format=torch.contiguous_format)
+        flat = (part.detach().contiguous().view(-1).numpy() for part in (s, log_s, out))
+        _look_up(*flat, low, high, step, cubics)
+        return out
+    log_s = log_s.clamp(min=low)
     place = ((log_s - low) / step).nan_to_num_(0.0).clamp_(0, len(cubics) - 1)
     left = place.long()
     p, rows = place.sub_(left), torch.as_tensor(cubics, dtype=s.dtype, device=s.device)
@@ -111,6 +118,22 @@ def log_decrement(s: Tensor, log_s: Tensor | None = None) -> Tensor:
         ratio = torch.addcmul(c[..., power], p, ratio)
     # Beyond the table F only falls with -ln s.
     return ratio.mul_(s.clamp(max=np.exp(high))).sub_((log_s - high).clamp_(min=0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _look_up(s, log_s, out, low, high, step, cubics):  # type: ignore[no-untyped-def]
+    """F(s) number by number."""
+    last, largest = len(cubics) - 1, np.exp(high)
+    for i in range(len(s)):
+        if np.isnan(s[i]) or np.isnan(log_s[i]):
+            out[i] = np.nan
+            continue
+        at = max(log_s[i], low)
+        place = min((at - low) / step, float(last))
+        left = int(place)
+        p = place - left
+        ratio = cubics[left, 0] + p * (cubics[left, 1] + p * (cubics[left, 2] + p * cubics[left, 3]))
+        out[i] = ratio * min(s[i], largest) - max(at - high, 0.0)
 
 
 @lru_cache(maxsize=1)

@@ -68,8 +68,9 @@ def mean_field_closure(
         shrink = log_decrement(strength * squares, strength.log() + logs).mean(-2) / 2
         pull = eta / n * (m @ X)
         A, B = A - pull - shrink, B + pull - shrink
-        Km, KM = (K @ m.unsqueeze(-1)), K @ M
-        eta = eta.unsqueeze(-1)
-        noise = (K * s2.unsqueeze(-2)) @ K - Km @ Km.transpose(-1, -2) / n
-        M = M - eta / n * (KM + KM.transpose(-1, -2)) + eta.square() / n * noise
+        kick = (eta / n).unsqueeze(-1) * (K @ m.unsqueeze(-1))
+        # Half of the symmetric K diag(s²) K with K M, so that one product and its transpose are both.
+        half = K * (strength / (2 * n)) - (eta / n).unsqueeze(-1) * M
+        half = K @ half
+        M = torch.baddbmm(M, kick, kick.mT, alpha=-1).add_(half).add_(half.mT)
     return ClosureCurve(record, level, log_alpha)

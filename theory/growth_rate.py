@@ -12,6 +12,7 @@ Rates are per unit of SDE time; one SGD step lasts η/(1-μ) with momentum μ, w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,26 +118,55 @@ def _across(tensor: Tensor, pairs: Tensor) -> Tensor:
     return (tensor[..., pairs[:, 0], :] - tensor[..., pairs[:, 1], :]) / 2**0.5
 
 
+def unit_growth(theta: Tensor, gradients: Tensor, units: Sequence[Tensor], dynamics: Dynamics) -> GrowthRate:
+    """:func:`sign_growth` of units of any sizes from whole states, terms of shape (..., units); nothing is gathered.
+
+    Args:
+        theta: states, shape (..., p).
+        gradients: per-sample gradients, shape (..., n, p), as for :func:`sign_growth`.
+        units: where each unit's own entries lie in θ.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than two gradients, no unit.
+    """
+    if gradients.shape[:-2] != theta.shape[:-1] or gradients.shape[-1] != theta.shape[-1] or not len(units):
+        raise ValueError(
+            f"states of shape {tuple(theta.shape)}, gradients of shape {tuple(gradients.shape)} and {len(units)} units "
+            "do not fit: give (..., p), (..., n, p) and the places of one unit or more."
+        )
+    members = theta.new_zeros(theta.shape[-1], len(units))
+    for column, at in enumerate(units):
+        members[at, column] = 1.0
+    mean = gradients.mean(-2)
+    centred = gradients - mean.unsqueeze(-2)
+    along = (centred * theta.unsqueeze(-2)) @ members
+    return _rate(theta.square() @ members, (theta * mean) @ members, along, centred.square_() @ members, dynamics)
+
+
 def _growth(x: Tensor, gradients: Tensor, dynamics: Dynamics) -> GrowthRate:
-    given = gradients.shape[-3]
+    mean = gradients.mean(-3)
+    centred = gradients - mean.unsqueeze(-3)
+    along = torch.einsum("...nkd,...kd->...nk", centred, x)
+    return _rate(x.square().sum(-1), (x * mean).sum(-1), along, centred.square().sum(-1), dynamics)
+
+
+def _rate(square: Tensor, pull: Tensor, along: Tensor, power: Tensor, dynamics: Dynamics) -> GrowthRate:
+    """From ‖x‖² and x·ḡ, (..., components), and x·c and ‖c‖² of the centred gradients c, (..., n, components)."""
+    given = along.shape[-2]
     samples = dynamics.samples or given
     if not 2 <= given <= samples:
         raise ValueError(f"{given} gradients of {samples} samples give no covariance: give 2 to {samples} of them.")
-    square = x.square().sum(-1)
     # The covariance among all samples, without bias from the part of them seen.
     whole = 1.0 if given == samples else given / (given - 1) * (samples - 1) / samples
     eta = effective_step_size(dynamics.step_size, dynamics.momentum)
     scale = eta * dynamics.minibatch.variance_factor(samples) * whole
-    mean = gradients.mean(-3)
-    centred = gradients - mean.unsqueeze(-3)
-    share = torch.einsum("...nkd,...kd->...nk", centred, x) / square.unsqueeze(-2)  # x̂·c / ‖x‖
-    power = centred.square().sum(-1) / square.unsqueeze(-2)  # ‖c‖² / ‖x‖²
-    drift = -(x * mean).sum(-1) / square - dynamics.weight_decay
-    along, trace = scale * share.square().mean(-2), scale * power.mean(-2)
+    share, power = along / square.unsqueeze(-2), power / square.unsqueeze(-2)  # x̂·c / ‖x‖ and ‖c‖² / ‖x‖²
+    drift = -pull / square - dynamics.weight_decay
+    spread, trace = scale * share.square().mean(-2), scale * power.mean(-2)
     # Delta method: the estimate is a mean over samples up to the square of the mean gradient's own error.
     influence = -share + scale * (power / 2 - share.square())
     error = influence.std(-2) * ((1 - given / samples) / given) ** 0.5
-    return GrowthRate(drift, trace / 2 - along, along, trace, error)
+    return GrowthRate(drift, trace / 2 - spread, spread, trace, error)
 
 
 def one_step_growth(vectors: Tensor, gradients: Tensor, step_size: float, weight_decay: float = 0.0) -> Tensor:

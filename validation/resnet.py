@@ -61,7 +61,7 @@ def run(settings: RunSettings, device: torch.device, progress: Progress) -> Outc
     checks += group_norm_checks(group_norm_experiment(options, experiment), options.svag, progress)
     by_length = (small, *range(1, large), large + 1, large)  # the early decay of the largest step stands before it
     checks.append(claims.order_check(experiment, by_length, sgd))
-    replicas = max(settings.replicates, 8)
+    replicas = max(2 * settings.replicates, 8)
     progress(f"growth of units, {options.growth_steps} steps x {replicas} replicas")
     noisy = growth_experiment(options, root, device)
     window = Window(200, 50, options.growth_steps, replicas, options.growth_weight_decay)

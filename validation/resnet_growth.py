@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from nets.batch_statistics import on_batch_statistics
 from nets.objective import CROSS_ENTROPY, FlatNet, Objective
 from nets.training import train
 from nets.units import hidden_layers
-from theory.growth_rate import Dynamics, GrowthRate, sign_growth
+from theory.growth_rate import Dynamics, GrowthRate, unit_growth
 from theory.minibatch import Minibatch
 from theory.schedule import Schedule
 from theory.streams import named_generator
@@ -145,25 +144,26 @@ def growth(experiment: Experiment, window: Window) -> Growth:
     parts = [_rates(experiment, state, index, eta, decay, at) for at, state in enumerate(visited[1::2])]
     start = _rates(experiment, shared.unsqueeze(0), index, eta, decay, INTERVALS)
     first, last = (
-        _joined([state[:, rows].norm(dim=-1).log() for rows in index.values()]) for state in visited[[0, -1]]
+        _array(torch.cat([state[:, rows].norm(dim=-1).log() for rows in index.values()], 1))
+        for state in visited[[0, -1]]
     )
     elapsed = window.steps * eta
 
     def total(term: str) -> np.ndarray:
-        return elapsed * np.mean([_joined([getattr(rate, term) for rate in rates]) for rates in parts], 0)
+        return elapsed * np.mean([_array(getattr(rate, term)) for rate in parts], 0)
 
-    rates = elapsed * np.stack([_joined([rate.value for rate in moment]) for moment in parts])
+    rates = elapsed * np.stack([_array(rate.value) for rate in parts])
     return Growth(
         np.concatenate([[name] * layer.units for name, layer in units.items()]), last - first,
-        total("drift"), total("noise"), elapsed * _joined([rate.value for rate in start]), total("along"),
+        total("drift"), total("noise"), elapsed * _array(start.value), total("along"),
         rates.var(0, ddof=1) / INTERVALS,
     )  # fmt: skip
 
 
 def _rates(
     experiment: Experiment, state: Tensor, index: dict[str, Tensor], eta: float, decay: float, at: int
-) -> list[GrowthRate]:
-    """Rates of every layer at states (replicas, p), terms (replicas, units); each from minibatches of its own."""
+) -> GrowthRate:
+    """Rates of every unit at states (replicas, p), terms (replicas, units); each from minibatches of its own."""
     network, size = experiment.network, experiment.batch
     chosen = min(MINIBATCHES, network.n // size)
     generators = (named_generator(experiment.root, "rates", at, replica) for replica in range(len(state)))
@@ -173,9 +173,8 @@ def _rates(
     gradients = network.weighted_gradient(state.repeat_interleave(chosen, 0), weights, rows=rows)
     gradients = gradients.view(len(state), chosen, -1)
     dynamics = Dynamics(eta, Minibatch(), weight_decay=decay, samples=ENDLESS)
-    return [sign_growth(state[:, at], gradients[..., at], dynamics) for at in index.values()]
+    return unit_growth(state, gradients, [unit for at in index.values() for unit in at], dynamics)
 
 
-def _joined(layers: Sequence[Tensor]) -> np.ndarray:
-    """(replicas, units) of every layer, side by side."""
-    return torch.cat(list(layers), 1).double().cpu().numpy()
+def _array(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
