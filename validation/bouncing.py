@@ -104,7 +104,7 @@ def digits_objective(build: Callable[[], nn.Module], images: int, device: torch.
 
 def mlp_windows(settings: RunSettings, device: torch.device, progress: Progress, root: int) -> Found:
     """64-32-10 networks on digits: over (η, B), with momentum, with reshuffled epochs, close to ηλ = 2, with ReLU."""
-    options, runs, found = settings.bouncing, 2 * settings.replicates, Found()
+    options, runs, found = settings.bouncing, 3 * settings.replicates // 2, Found()
     objective = digits_objective(lambda: mlp(dtype=FLOAT), options.images, device)
     plain = [Setting("MLP", eta, 32) for eta in options.step_sizes]
     middle = len(plain) // 2

@@ -115,6 +115,8 @@ def svg(figure: Figure) -> str:
         canvas, layout, dpi = FigureCanvasSVG(figure), figure.get_layout_engine(), figure.dpi
         if layout is not None:  # savefig would draw twice, the first time for the layout alone
             figure.set_dpi(72)  # SVG's
+            for axes in figure.axes:
+                axes.minorticks_off()  # of logarithmic axes: a fifth of the time
             if len(figure.axes) == 1 and not figure.texts and not figure.legends:
                 _fill(figure)
             else:
