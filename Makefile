@@ -36,7 +36,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	for each in diagonal sde relu collapse neurons curvature convolutional resnet roofline scaling sweep; do $(BIN)/python benchmarks/$$each.py || exit 1; done
+	for each in diagonal sde relu collapse neurons curvature gradients resnet roofline scaling sweep; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 	$(BIN)/python benchmarks/measure.py
 
 bench-gpu: setup

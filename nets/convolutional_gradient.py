@@ -2,7 +2,7 @@
 
 The same numbers as automatic differentiation to rounding (a test holds them together). Under ``torch.func.vmap``
 convolutions with a kernel a network become grouped ones, for which CPU libraries have no fast path where channels are
-few; here one network's minibatch goes forward and back in cache. What it costs is in ``benchmarks/convolutional.py``.
+few; here one network's minibatch goes forward and back in cache. What it costs is in ``benchmarks/gradients.py``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,16 @@ from simulators.network_sde import ExactCovarianceSDE
 from theory.minibatch import Minibatch
 
 DOUBLE, RUNS = torch.float64, 3
-WIDTHS = [(16, 6, 3), (5, 8, 11, 4), (9, 2), (8, 16, 8)]  # below, at and beyond eights; one layer; eights alone
+NETWORKS = pytest.mark.parametrize(
+    ("widths", "activation"),  # below, at and beyond eights; one layer; eights alone
+    [
+        ((16, 6, 3), nn.Sigmoid),
+        ((5, 8, 11, 4), nn.Tanh),
+        ((9, 2), nn.Tanh),
+        ((8, 16, 8), nn.ReLU),
+        ((3, 9, 9, 2), nn.Identity),
+    ],
+)
 PRECISIONS = pytest.mark.parametrize(("dtype", "rounding"), [(DOUBLE, 1e-13), (torch.float32, 2e-5)])
 LOSSES = pytest.mark.parametrize("loss", [SQUARED, CROSS_ENTROPY])
 
@@ -52,8 +61,7 @@ def assert_near(found, expected, rounding):
 
 @PRECISIONS
 @LOSSES
-@pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.Identity])
+@NETWORKS
 def test_gradients_and_losses_of_minibatches(widths, loss, activation, dtype, rounding, monkeypatch):
     goal, theta = problem(widths, loss, activation, dtype)
     dense, rows = dense_gradient(goal.net, loss), drawn(goal)
@@ -138,8 +146,7 @@ def test_weights_of_either_sign_and_slopes_are_networks(loss, monkeypatch):
 
 @PRECISIONS
 @LOSSES
-@pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid, nn.Identity])
+@NETWORKS
 def test_hessian_products(widths, loss, activation, dtype, rounding, monkeypatch):
     goal, theta = problem(widths, loss, activation, dtype, n=70)  # more than a block, and no multiple of eight
     v = torch.randn(goal.p, 2, generator=torch.Generator().manual_seed(3), dtype=dtype)

@@ -90,6 +90,7 @@ def is_half_of(reference, found):
     assert found == {name: reference[name] for name in found}
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_gives_the_same_results(tmp_path, reference):
     pytest.importorskip("distributed")
     code = "import sys; from validation.cli import main; sys.exit(main(sys.argv[1:]))"
