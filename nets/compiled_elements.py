@@ -123,11 +123,13 @@ def loss_slopes(a, places, target, weights, given, loss, losses):  # type: ignor
                 top = max(top, a[h + c])
                 share += target[b, c]
             for c in range(count):
-                total += np.exp(a[h + c] - top)
+                a[slope + c] = np.exp(a[h + c] - top)
+                total += a[slope + c]
             norm = np.log(total) + top
+            share /= total
             for c in range(count):
                 value -= target[b, c] * (a[h + c] - norm)
-                a[slope + c] = weight * (share * np.exp(a[h + c] - norm) - target[b, c])
+                a[slope + c] = weight * (share * a[slope + c] - target[b, c])
         if len(given) > 0:
             for c in range(count):
                 a[slope + c] += given[b, c]

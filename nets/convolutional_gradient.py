@@ -20,7 +20,7 @@ from nets.convolutional_compiled import gradients, values
 from nets.convolutional_plan import Held, Plan, UnknownModuleError, plan
 from nets.objective import CROSS_ENTROPY as CLASSES
 from nets.objective import SQUARED as TARGETS
-from nets.objective import FlatNet, Loss
+from nets.objective import FlatNet, Loss, class_rows
 from theory.threads import share
 
 LOSSES = {"squared": SQUARED, "cross-entropy": CROSS_ENTROPY}
@@ -91,7 +91,7 @@ class ConvolutionalGradient:
         (R, B), made = self._sizes(theta, X, y), self._plan(X, minibatches)
         gradient, losses = torch.zeros_like(theta), theta.new_empty(R, B)
         slopes = theta.new_empty(R, 0, 0) if slopes is None else slopes.reshape(R, B, made.outputs)
-        target = self._targets(y, made.outputs).to(theta)
+        target = class_rows(y, made.outputs, theta)
         parts = (theta, _flat(X), target, weights.expand(R, B), slopes)
         arrays = [part.contiguous().numpy() for part in parts]
         _run(gradients, made, (*arrays, *_loops(made), self._loss, gradient.numpy(), losses.numpy()), R, B)
@@ -100,7 +100,7 @@ class ConvolutionalGradient:
     def losses(self, theta: Tensor, X: Tensor, labels: Tensor) -> Tensor:
         """L alone, shape (R,), for the arguments of a call."""
         found = self.outputs(theta, X)
-        target = self._targets(labels, found.shape[-1]).to(found)
+        target = class_rows(labels, found.shape[-1], found)
         if self._loss == SQUARED:
             return (found - target).square().sum(-1).mean(-1) / 2
         return -(nn.functional.log_softmax(found, -1) * target).sum(-1).mean(-1)
@@ -145,9 +145,6 @@ class ConvolutionalGradient:
             size = (channels, height, width)
             self._plans[key] = plan(self._module, self._places, images, size, spans=minibatches)
         return self._plans[key]
-
-    def _targets(self, y: Tensor, count: int) -> Tensor:
-        return y.reshape(*y.shape[:2], count) if y.is_floating_point() else nn.functional.one_hot(y, count)
 
 
 def passes(made: Plan, theta: Tensor, X: Tensor, held: Sequence[Held]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nets import compiled_elements as elements
 from nets.mlp_compiled import BLOCK, LAYER, gradients, padded, values
-from nets.objective import CROSS_ENTROPY, SQUARED, FlatNet, Loss
+from nets.objective import CROSS_ENTROPY, SQUARED, FlatNet, Loss, class_rows
 from theory.lanes import LANES
 from theory.threads import share
 
@@ -131,10 +131,7 @@ class DenseGradient:
 
     def targets_of(self, y: Tensor, like: Tensor) -> Tensor:
         """Class numbers (..., B) as rows of the unit matrix; targets as they are, a row a sample."""
-        outputs = self.layers[-1].outputs
-        if y.is_floating_point():
-            return y.reshape(*y.shape[:2], outputs).to(like)
-        return nn.functional.one_hot(y, outputs).to(like)
+        return class_rows(y, self.layers[-1].outputs, like)
 
     def _both(
         self, theta: Tensor, X: Tensor, target: Tensor, weights: Tensor, slopes: Tensor | None = None

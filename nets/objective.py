@@ -40,6 +40,13 @@ def _cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     return -logs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
+def class_rows(y: Tensor, outputs: int, like: Tensor) -> Tensor:
+    """Targets of shape (..., B, outputs) from class numbers (..., B); targets as they are. In the dtype of ``like``."""
+    if y.is_floating_point():
+        return y.reshape(*y.shape[:2], outputs).to(like)
+    return like.new_zeros(*y.shape, outputs).scatter_(-1, y.unsqueeze(-1), 1.0)
+
+
 SQUARED = Loss("squared", _squared)  # ½‖h(x) - onehot(y)‖²
 CROSS_ENTROPY = Loss("cross-entropy", _cross_entropy)  # -Σ_c y_c ln softmax(h(x))_c
 
