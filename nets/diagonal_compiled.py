@@ -12,10 +12,12 @@ from numba import njit, prange
 from nets.diagonal_torch import visit_in_pieces
 from theory.diagonal import DiagonalState
 from theory.problem import Regression
+from theory.threads import share
 
 RENORMALIZE_EVERY = 64
 TINY, HUGE, SHIFT = 2.0**-256, 2.0**64, 256
 OVERFLOW = 1e100
+GRAIN = 500_000  # coordinates updated for which it pays to wake another thread
 
 
 class CompiledEngine:
@@ -34,10 +36,11 @@ class CompiledEngine:
         if self._single(index):
             self.visit(index, shift, eta, first_step, np.empty(0, dtype=np.int64))
             return
-        _advance(
+        loop = (
             self._a, self._b, self._a_exp, self._b_exp, self._average, self._X, self._y, index, shift, eta,
             self._weight_decay, self._averaging, self.first_bad_step, first_step,
         )  # fmt: skip
+        share(_advance, loop, min(len(self._a), self._a.size * index.shape[1] * index.shape[2] // GRAIN))
 
     def visit(
         self, index: np.ndarray, shift: np.ndarray, eta: np.ndarray, first_step: int, at: np.ndarray
@@ -144,11 +147,14 @@ def _advance_single(  # type: ignore[no-untyped-def]
                     plain = plain and a_exp[rep, j] == 0 and b_exp[rep, j] == 0
 
 
-@njit(parallel=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
-def _advance(a, b, a_exp, b_exp, average, X, y, index, shift, eta, weight_decay, averaging, first_bad_step, first_step):  # type: ignore[no-untyped-def]
+@njit(nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
+def _advance(  # type: ignore[no-untyped-def]
+    a, b, a_exp, b_exp, average, X, y, index, shift, eta, weight_decay, averaging, first_bad_step, first_step,
+    begin, stride,
+):  # fmt: skip
     replicates, d = a.shape
     seeds, steps, size = index.shape
-    for rep in prange(replicates):
+    for rep in range(begin, replicates, stride):
         if first_bad_step[rep] >= 0:
             continue
         a_r, b_r, schedule, seed = a[rep], b[rep], rep // seeds, rep % seeds

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from simulators.scalar import check_records
 from theory.normals import BLOCK, LANES, fill_block, normals_key
+from theory.threads import share
 
 PATHS = BLOCK // 2  # that advance together, two normals each
 FLOOR = 1e-140  # a path stays where both weights are below this
@@ -64,7 +65,9 @@ def single_neuron(
     out = np.empty((len(at), len(eta), len(w), 2))
     scale = np.sqrt(eta * zeta**2 * dt / len(x))
     table = tabulate(x, y)
-    _advance(x, y, table.coefficients, table.per_unit, scale, w, dt / len(x), at, normals_key(root_seed, stream), out)
+    key = normals_key(root_seed, stream)
+    loop = (x, y, table.coefficients, table.per_unit, scale, w, dt / len(x), at, key, out)
+    share(_advance, loop, len(scale) * -(-len(w) // PATHS))
     return out
 
 
@@ -191,11 +194,11 @@ def _look_up(coefficients, place, values):  # type: ignore[no-untyped-def]
         _polynomials(coefficients, row * (FUNCTIONS * (DEGREE + 1)), z, values, lane * FUNCTIONS)
 
 
-@njit(parallel=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def _advance(x, y, table, per_unit, scale, start, rate, records, key, out):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+def _advance(x, y, table, per_unit, scale, start, rate, records, key, out, begin, stride):  # type: ignore[no-untyped-def]
     levels, paths, intervals = len(scale), len(start), len(table)
     flat, blocks = table.reshape(-1), -(-paths // PATHS)
-    for item in prange(levels * blocks):
+    for item in range(begin, levels * blocks, stride):
         level, block = item // blocks, item % blocks
         first = block * PATHS
         count = min(PATHS, paths - first)
