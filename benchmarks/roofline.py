@@ -28,7 +28,9 @@ from nets.batch_statistics import on_batch_statistics
 from nets.convolutional_gradient import ConvolutionalGradient
 from nets.convolutional_plan import CONVOLUTION, plan
 from nets.diagonal import initial_state, sgd, standard_measurements
-from nets.objective import CROSS_ENTROPY, FlatNet
+from nets.mlp import mlp
+from nets.mlp_gradient import dense_gradient
+from nets.objective import CROSS_ENTROPY, SQUARED, FlatNet
 from nets.relu import sgd as relu_sgd
 from nets.resnet import resnet
 from simulators.diagonal import integrate_diagonal
@@ -294,6 +296,30 @@ def residual_network(c: Mapping[str, float], rounds: int) -> Loop:
     )  # fmt: skip
 
 
+def fully_connected(c: Mapping[str, float], rounds: int) -> Loop:
+    """Gradients of fully connected networks, each on its own minibatch of one set."""
+    networks, images, widths = 64, 32, (64, 32, 10)
+    net = FlatNet(mlp(widths, dtype=torch.float32))
+    X = torch.from_numpy(np.random.default_rng(0).standard_normal((1500, widths[0]), np.float32))
+    dense = dense_gradient(net, SQUARED)
+    assert dense is not None
+    on, theta = dense.on(X, torch.zeros(len(X), dtype=torch.int64)), net.theta.repeat(networks, 1)
+    rows = torch.arange(networks * images).view(networks, images) % len(X)
+    sizes = [a * b for a, b in itertools.pairwise(widths)]
+    count = images * (2 * sum(sizes) + sum(sizes[1:]))
+    taken = least(lambda: on(theta, rows), rounds)
+    limits = {
+        "multiply-adds": count / c["multiply-adds/s, matrix product, float32"],
+        "tanh, as fast as exponentials": images * sum(widths[1:-1]) / c["exponentials/s"],
+    }
+    return Loop(
+        "gradient of a fully connected network 64-32-10, tanh, 32 images, float32", "network",
+        f"{count / 1e6:.3f} million multiply-adds, {images * sum(widths[1:-1])} tanh; one after the other",
+        taken / networks, limits | {"both in turn": sum(limits.values())},
+        "weights are turned and samples copied for one minibatch; gradients go back to where θ lies",
+    )  # fmt: skip
+
+
 def page(found: Mapping[str, float], rows: list[dict[str, Any]]) -> str:
     """The tables as Markdown."""
     lines = ["", "| ceiling, one thread | measured |", "|---|---|"]
@@ -315,7 +341,17 @@ def main() -> None:
     numba.set_num_threads(1)
     torch.set_num_threads(1)
     found = ceilings(rounds)
-    loops = (diagonal_sgd, quantities, diagonal_sde, relu_steps, relu_sde, neuron, well, residual_network)
+    loops = (
+        diagonal_sgd,
+        quantities,
+        diagonal_sde,
+        relu_steps,
+        relu_sde,
+        neuron,
+        well,
+        residual_network,
+        fully_connected,
+    )
     rows = [loop(found, rounds).row() for loop in loops]
     text = PAGE.read_text(encoding="utf-8").split(MARK)[0]
     PAGE.write_text(text + MARK + "\n" + page(found, rows), encoding="utf-8")
