@@ -58,7 +58,11 @@ def losses(objective: Objective, theta: Tensor) -> Tensor:
     if written is None:
         return objective.values(theta)
     with torch.no_grad():
-        return written.losses(theta, objective.X.unsqueeze(0), objective.labels.unsqueeze(0))
+        parts = [
+            written.losses(theta, X.unsqueeze(0), labels.unsqueeze(0)) * (len(X) / objective.n)
+            for X, labels in objective.parts()
+        ]
+        return torch.stack(parts).sum(0)
 
 
 def sample_gradients(objective: Objective, theta: Tensor) -> Tensor:

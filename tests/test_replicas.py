@@ -72,6 +72,8 @@ def test_losses_are_those_of_single_states(kind, loss):
     goal = objective(kind, loss)
     theta = goal.net.theta * torch.tensor([[1.0], [0.5], [-2.0]], dtype=DOUBLE)
     assert torch.allclose(losses(goal, theta), torch.stack([goal.value(row) for row in theta]), rtol=1e-12)
+    parts = Objective(goal.net, goal.X, goal.labels, loss, chunk=7)
+    assert torch.allclose(losses(parts, theta), losses(goal, theta), rtol=1e-12)
 
 
 def test_an_activation_after_the_last_layer_is_left_to_autograd():
